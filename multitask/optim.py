@@ -1,0 +1,29 @@
+"""The optimizer and the learning rate."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+
+def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW on the trainable parameters, fused where torch has it; biases and norms are not decayed."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=trainable[0].device.type != "xla")
+
+
+def learning_rate_schedule(kind: str, peak: float, warmup_ratio: float, max_steps: int) -> Callable[[int], float]:
+    """The learning rate as a function of the steps done; it has no state and is stepped by nobody.
+
+    The formulas are those of `transformers`: from 0 to `peak` in a straight line, reached after
+    `round(warmup_ratio * max_steps)` steps; then `linear` or `cosine` to exactly 0 after `max_steps`, or `constant`.
+    """
+    name = {"constant": "constant_with_warmup"}.get(kind, kind)
+    unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    factor = get_scheduler(name, unused, round(warmup_ratio * max_steps), max_steps).lr_lambdas[0]
+    return lambda step: peak * factor(step)

@@ -1,0 +1,76 @@
+"""What a run leaves on disk: its configuration and its numbers."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .config import Config, flatten, to_yaml
+from .errors import UserError
+
+# Settings that do not change what is learned; a run may be repeated in its folder with others.
+HARMLESS = {
+    "training.output_dir",
+    "training.max_tokens_per_pass",
+    "training.logging_steps",
+    "training.eval_steps",
+    "training.dataloader_num_workers",
+    "data_root",
+    "model_root",
+    "num_proc",
+}
+
+
+def check_run_folder(folder: Path, config: Config) -> None:
+    """Refuses a folder that holds another configuration's run.
+
+    Raises:
+        UserError: naming the first setting that differs.
+    """
+    if not (folder / "config.yaml").exists():
+        return
+    earlier = flatten(yaml.safe_load((folder / "config.yaml").read_text()))
+    now = flatten(yaml.safe_load(to_yaml(config)))
+    for key in sorted((earlier.keys() | now.keys()) - HARMLESS):
+        if earlier.get(key) != now.get(key):
+            raise UserError(
+                f"training.output_dir: {folder} holds a run of another configuration "
+                f"({key} was {earlier.get(key)}, is {now.get(key)}); give this one a folder of its own"
+            )
+
+
+def open_run_folder(folder: Path, config: Config) -> None:
+    """Makes the folder, writes the resolved configuration and starts the numbers anew.
+
+    Raises:
+        UserError: if the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(config))
+    except OSError as error:
+        raise UserError(f"training.output_dir: {folder} cannot be written: {error.strerror}") from error
+    for name in ("metrics.jsonl", "metrics.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def append_metrics(folder: Path, step: int, values: dict[str, float]) -> None:
+    """Adds a line to metrics.jsonl; what is not a number is written as null."""
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step} | _finite(values)) + "\n")
+
+
+def write_results(folder: Path, step: int, results: dict[str, dict[str, float]], average: float) -> None:
+    """Replaces metrics.json, which holds the last evaluation."""
+    content = {"step": step, "tasks": _finite(results)} | _finite({"average": average})
+    partial = folder / "metrics.json.partial"
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(folder / "metrics.json")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

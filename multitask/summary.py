@@ -1,0 +1,84 @@
+"""What people are shown in the terminal: what will be trained, and how good it became."""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+from .data import Task
+from .evaluation import Results, average
+from .model import MultitaskModel
+
+
+def tasks_table(tasks: Sequence[Task], shares: Mapping[str, Fraction], batch_size: int, max_steps: int) -> str:
+    """One row a task: training rows, their tokens, share of the examples, examples a step, passes over the rows."""
+    lines = [("task", "type", "rows", "validation", "tokens", "share", "examples/step", "passes")]
+    for task in tasks:
+        share = float(shares[task.name])
+        lines.append(
+            (
+                task.name,
+                task.type.name,
+                f"{len(task.train):,}",
+                f"{len(task.validation):,}" if task.validation else "none",
+                f"{task.train.tokens.sum():,}",
+                f"{share:.1%}",
+                f"{share * batch_size:.2f}",
+                f"{share * batch_size * max_steps / len(task.train):.2f}",
+            )
+        )
+    return format_table(lines)
+
+
+def parameters_table(model: MultitaskModel) -> str:
+    """Trainable and frozen parameters of the encoder and of each head."""
+    parts = {"encoder": list(model.encoder.parameters())}
+    parts |= {task: model.head_parameters(task) for task in model.tasks}
+    lines = [("part", "", "trainable", "frozen", "bytes")]
+    for name, parameters in parts.items():
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        frozen = sum(p.numel() for p in parameters if not p.requires_grad)
+        size = sum(p.numel() * p.element_size() for p in parameters)
+        lines.append((name, "" if name == "encoder" else "head", f"{trainable:,}", f"{frozen:,}", f"{size:,}"))
+    return format_table(lines)
+
+
+def oddities(tasks: Sequence[Task], max_tokens_per_pass: int) -> list[str]:
+    """A sentence for whatever about the data is worth knowing before hours are spent on it."""
+    notes = []
+    for task in tasks:
+        splits = [split for split in (task.train, task.validation) if split]
+        cut, sequences = sum(s.truncated for s in splits), sum(len(s) * s.sequences for s in splits)
+        if cut:
+            notes.append(
+                f"{task.name}: {cut:,} of {sequences:,} sequences ({cut / sequences:.1%}) are cut at max_length"
+            )
+        if task.validation is None:
+            notes.append(f"{task.name}: no validation rows with labels; it is trained and not evaluated")
+        longest = int(task.train.length.max()) * task.train.sequences
+        if longest > max_tokens_per_pass:
+            notes.append(
+                f"{task.name}: its longest example has {longest:,} tokens, more than max_tokens_per_pass "
+                f"{max_tokens_per_pass:,}, and gets a pass of its own; raise it if memory allows"
+            )
+    return notes
+
+
+def results_table(results: Results, tasks: Sequence[Task]) -> str:
+    """Task, metric, value and validation rows, and the average below."""
+    num_rows = {task.name: len(task.validation) for task in tasks if task.validation}
+    lines = [("task", "metric", "value", "rows")]
+    for task, metrics in results.items():
+        lines += [(task, name, f"{value:.4f}", f"{num_rows[task]:,}") for name, value in metrics.items()]
+    lines.append(("average", "", f"{average(results):.4f}", ""))
+    return format_table(lines)
+
+
+def format_table(lines: Sequence[Sequence[str]]) -> str:
+    """Aligned columns under a ruled head: the first two to the left, the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    rows = [
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:]])

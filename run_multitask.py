@@ -1,0 +1,226 @@
+"""Fine-tunes one shared encoder on several NLP tasks at once and leaves one ordinary Hugging Face model per task.
+
+On the CPU, on one GPU, on all GPUs of a machine:
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml run_multitask.py --config configs/quickstart.yaml
+    accelerate launch --config_file accelerate_configs/single_gpu.yaml run_multitask.py --config configs/glue_csqa.yaml
+    accelerate launch --config_file accelerate_configs/multi_gpu.yaml run_multitask.py --config configs/glue_csqa.yaml
+
+Every key of the configuration is an option: --training.learning_rate 2e-5 --tasks.rte.weight 2
+"""
+
+import math
+import os
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import is_torch_xla_available, send_to_device
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from multitask.batches import StepDataset
+from multitask.command import Command, read_command
+from multitask.config import to_yaml
+from multitask.data import load_task
+from multitask.errors import UserError
+from multitask.evaluation import average, evaluate_tasks, predict
+from multitask.export import export_tasks
+from multitask.hub import find_encoder
+from multitask.mixture import Mixture, key_of, sampling_shares
+from multitask.model import build_model, load_tokenizer
+from multitask.optim import build_optimizer, learning_rate_schedule
+from multitask.run_folder import append_metrics, check_run_folder, open_run_folder, write_results
+from multitask.summary import oddities, parameters_table, results_table, tasks_table
+from multitask.tracking import LogWindow, evaluation_values
+
+
+def main(command: Command, accelerator: Accelerator) -> None:
+    config, training = command.config, command.config.training
+    folder = Path(training.output_dir)
+    check_run_folder(folder, config)
+    if training.batch_size < accelerator.num_processes:
+        raise UserError(
+            f"training.batch_size: {training.batch_size} examples a step cannot be shared by "
+            f"{accelerator.num_processes} processes"
+        )
+
+    # -- data: every task's rows, tokenised once; the other processes read what the first one cached ------------------
+
+    encoder = find_encoder(config.model.encoder, config.model_root)
+    tokenizer = load_tokenizer(encoder, config.model.max_length)
+    mistake = None
+    with accelerator.main_process_first():
+        try:
+            tasks = [
+                load_task(name, task, tokenizer, config.model.max_length, config.data_root, config.num_proc)
+                for name, task in config.tasks.items()
+            ]
+        except UserError as error:
+            mistake = error
+    if mistake:  # raised where no process waits for another
+        raise mistake
+
+    # -- mixture: which rows make up step s, a function of s alone ----------------------------------------------------
+
+    splits = {task.name: task.train for task in tasks}
+    sizes = {name: len(split) for name, split in splits.items()}
+    lengths = {name: split.length for name, split in splits.items()}
+    shares = sampling_shares(config.mixture.sampling, sizes, config.mixture.temperature, config.mixture.weights)
+    mixture = Mixture(sizes, shares, training.batch_size, training.seed, lengths)
+    max_steps = training.max_steps or math.ceil(training.num_train_epochs * sum(sizes.values()) / training.batch_size)
+
+    # -- model --------------------------------------------------------------------------------------------------------
+
+    plain_model = build_model(encoder, tasks, config.model.dropout, training.seed)
+    accelerator.print(tasks_table(tasks, shares, training.batch_size, max_steps), end="\n\n")
+    accelerator.print(parameters_table(plain_model), end="\n\n")
+    for note in oddities(tasks, training.max_tokens_per_pass):
+        accelerator.print(f"note: {note}")
+    if command.dry_run:
+        accelerator.print(f"\n{to_yaml(config)}")
+        return
+    if accelerator.is_main_process:
+        open_run_folder(folder, config)
+
+    optimizer = build_optimizer(plain_model.to(accelerator.device), training.learning_rate, training.weight_decay)
+    model, optimizer = accelerator.prepare(plain_model, optimizer)
+    # Not prepared by Accelerate, which would step it once per process: it is a function of the step.
+    learning_rate = learning_rate_schedule(
+        training.lr_scheduler_type, training.learning_rate, training.warmup_ratio, max_steps
+    )
+    heads = {task.name: plain_model.head_parameters(task.name) for task in tasks}
+    weights = torch.tensor([task.weight for task in tasks], device=accelerator.device)
+
+    # -- batches, prepared in the background --------------------------------------------------------------------------
+
+    steps = StepDataset(
+        mixture,
+        splits,
+        tokenizer.pad_token_id,
+        training.max_tokens_per_pass,
+        num_devices=accelerator.num_processes,
+        device=accelerator.process_index,
+    )
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        sampler=range(max_steps),
+        num_workers=training.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def logits_of(task, split):
+        return predict(
+            plain_model, task.name, split, accelerator, tokenizer.pad_token_id, training.max_tokens_per_pass
+        )
+
+    def evaluate(step: int) -> dict:
+        model.eval()
+        results = evaluate_tasks(tasks, logits_of)
+        model.train()
+        if accelerator.is_main_process:
+            append_metrics(folder, step, evaluation_values(results))
+            write_results(folder, step, results, average(results))
+        return results
+
+    # -- the loop: batch -> losses -> backward -> update -> log / evaluate --------------------------------------------
+
+    model.train()
+    window = LogWindow()
+    progress = tqdm(
+        total=max_steps,
+        desc="training",
+        unit="step",
+        disable=not accelerator.is_main_process,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
+    started = time.perf_counter()
+    for step, batch in enumerate(loader, start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step - 1)
+
+        # The loss is a sum over examples divided by the batch size, so how they are spread over passes and devices
+        # makes no difference. Gradients are exchanged in the last pass, where they are averaged over the processes.
+        task_losses = torch.zeros(len(tasks), device=accelerator.device)
+        for index, part in enumerate(batch.passes):
+            torch.manual_seed(key_of(training.seed, step, accelerator.process_index, index))
+            part = send_to_device(part, accelerator.device, non_blocking=True)
+            is_last = index == len(batch.passes) - 1
+            with nullcontext() if is_last else accelerator.no_sync(model):
+                logits = model({name: of_task["inputs"] for name, of_task in part.items()})
+                sums = torch.stack(
+                    [task.type.loss(logits[task.name], part[task.name]["labels"]).sum() for task in tasks]
+                )
+                loss = (weights * sums).sum() / training.batch_size
+                accelerator.backward(loss * accelerator.num_processes)
+            task_losses += sums.detach()
+
+        of_task = dict(zip(sizes, accelerator.reduce(task_losses).tolist(), strict=True))
+        for name, value in of_task.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"step {step}: the loss of task {name} is {value}; this step was not applied. "
+                    f"A lower training.learning_rate (it stood at {learning_rate(step - 1):.3g}) often helps"
+                )
+        for name, parameters in heads.items():
+            if not batch.examples[name]:  # no gradient at all, so that weight decay and momentum leave it alone
+                for parameter in parameters:
+                    parameter.grad = None
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        loss = sum(task.weight * of_task[task.name] for task in tasks) / training.batch_size
+        window.add(batch, loss, of_task, time.perf_counter() - started)
+        progress.update()
+        if step % training.logging_steps == 0 or step == max_steps:
+            values = window.values() | {
+                "train/learning_rate": learning_rate(step),
+                "train/grad_norm": float(grad_norm),
+                **{f"train/{name}/examples": mixture.given(name, step) for name in sizes},
+            }
+            progress.set_postfix_str(
+                f"loss {values['train/loss']:.4f}, lr {values['train/learning_rate']:.2e}, "
+                f"{values['train/tokens_per_second']:,.0f} tokens/s"
+            )
+            if accelerator.is_main_process:
+                append_metrics(folder, step, values)
+            window = LogWindow()
+        if step == max_steps or (training.eval_steps and step % training.eval_steps == 0):
+            results = evaluate(step)
+        started = time.perf_counter()
+    progress.close()
+
+    # -- what remains: a table, and one ordinary model per task -------------------------------------------------------
+
+    accelerator.print(f"\n{results_table(results, tasks)}")
+    if accelerator.is_main_process:
+        export_tasks(plain_model, tokenizer, folder / "export")
+        print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    try:
+        command = read_command(arguments, __doc__)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        # Without `cpu`, Accelerate would take several processes on CPUs for as many runs of one process each.
+        no_accelerator = not torch.accelerator.is_available() and not is_torch_xla_available()
+        # Buffers never change here; sending them around at each step is for nothing.
+        kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
+        main(command, Accelerator(cpu=no_accelerator, kwargs_handlers=[kwargs]))
+    except UserError as error:
+        if "--debug" in arguments:
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

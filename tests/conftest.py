@@ -1,0 +1,260 @@
+"""Tiny encoders and tasks, made on the spot: nothing in the tests needs a hub, a network or a GPU."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_CACHE = tempfile.TemporaryDirectory()  # every run of the tests starts with empty caches
+os.environ["HF_HOME"] = _CACHE.name
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on several threads, also in the processes started here
+# The real data are for the tests that ask for them; no other test may find a dataset there by chance.
+REAL_DATA = os.environ.pop("MULTITASK_DATA_ROOT", None)
+REAL_DATA = REAL_DATA and os.path.abspath(REAL_DATA)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+import yaml  # noqa: E402
+from accelerate import Accelerator  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import run_multitask  # noqa: E402
+from multitask.command import read_command  # noqa: E402
+
+torch.set_num_threads(1)
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "bird",
+    "fish",
+    "runs",
+    "sleeps",
+    "eats",
+    "sings",
+    "big",
+    "small",
+    "red",
+    "blue",
+    "happy",
+    "sad",
+    "in",
+    "on",
+    "under",
+    "house",
+    "tree",
+    "river",
+]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+_SIZE = {
+    "vocab_size": len(SPECIAL) + len(WORDS),
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 66,
+    "pad_token_id": 0,
+}
+_DISTILBERT = {"vocab_size": _SIZE["vocab_size"], "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+_DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0, "pooler_hidden_size": 16}
+_TOKEN_IDS = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+ENCODER_CONFIGS = {
+    "bert": transformers.BertConfig(**_SIZE),
+    "roberta": transformers.RobertaConfig(**_SIZE, type_vocab_size=1),
+    "xlm-roberta": transformers.XLMRobertaConfig(**_SIZE, type_vocab_size=1),
+    "electra": transformers.ElectraConfig(**_SIZE, embedding_size=8),
+    "deberta-v2": transformers.DebertaV2Config(**_SIZE, **_DEBERTA, position_biased_input=False),
+    "mpnet": transformers.MPNetConfig(**_SIZE),
+    "distilbert": transformers.DistilBertConfig(**_DISTILBERT, max_position_embeddings=66),
+    "albert": transformers.AlbertConfig(**_SIZE, embedding_size=8),
+    "modernbert": transformers.ModernBertConfig(
+        **_SIZE, **_TOKEN_IDS, global_attn_every_n_layers=2, local_attention=8
+    ),
+}
+
+
+def make_encoder(folder: Path, family: str) -> Path:
+    """A random encoder of a family with a word-level tokenizer of `WORDS`, saved as on the hub."""
+    vocabulary = {word: number for number, word in enumerate(SPECIAL + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    second = "[SEP]:1" if family in ("bert", "electra", "albert") else "[SEP]"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair=f"[CLS] $A [SEP] $B{':1' if second.endswith('1') else ''} {second}",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if second.endswith("1") else [])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
+        model_input_names=names,
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(ENCODER_CONFIGS[family]).save_pretrained(folder)
+    return folder
+
+
+def _sentence(rng: random.Random, longest: int = 12) -> str:
+    return " ".join(rng.choices(WORDS, k=rng.randint(2, longest)))
+
+
+def make_rows(kind: str, count: int, seed: int = 0) -> list[dict]:
+    """Rows of a task that can be learned from the words in them."""
+    rng = random.Random(f"{kind} {seed}")
+    rows: list[dict] = []
+    for _ in range(count):
+        first, second = _sentence(rng), _sentence(rng)
+        if kind == "regression":
+            rows.append({"a": first, "b": second, "label": len(set(first.split()) & set(second.split())) + 1.5})
+        elif kind == "classification":
+            rows.append({"a": first, "b": second, "label": "animal" if "cat" in first or "dog" in first else "none"})
+        else:
+            choices = [_sentence(rng, 5) for _ in range(3)]
+            answer = rng.randrange(3)
+            choices[answer] += " river"
+            rows.append(
+                {"question": first, "choices": {"text": choices, "name": list("xyz")}, "answer": "xyz"[answer]}
+            )
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+TASKS = {
+    "similar": {"type": "regression", "inputs": ["a", "b"]},
+    "animal": {"type": "classification", "inputs": ["a"]},
+    "choice": {
+        "type": "multiple_choice",
+        "inputs": ["question"],
+        "choices": "choices.text",
+        "choice_labels": "choices.name",
+        "label": "answer",
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory):
+    """The tiny encoder of a family: `encoders("bert")` is its folder."""
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            made[family] = make_encoder(tmp_path_factory.mktemp("encoders") / family, family)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def task_files(tmp_path_factory):
+    """Train and validation files of one task of each type, of different sizes."""
+    folder = tmp_path_factory.mktemp("tasks")
+    files = {}
+    for number, (name, task) in enumerate(TASKS.items()):
+        files[name] = {
+            "train": str(write_jsonl(folder / f"{name}.jsonl", make_rows(task["type"], 60 + 30 * number))),
+            "validation": str(write_jsonl(folder / f"{name}_dev.jsonl", make_rows(task["type"], 17, seed=1))),
+        }
+    return files
+
+
+@pytest.fixture
+def mixture_config(encoders, task_files, tmp_path):
+    """A configuration of three tiny tasks as a dictionary; write it with `write_config`."""
+    return {
+        "model": {"encoder": str(encoders("bert")), "max_length": 64, "dropout": 0.0},
+        "tasks": {
+            name: task | {"dataset": "json", "data_files": dict(task_files[name])} for name, task in TASKS.items()
+        },
+        "training": {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 6,
+            "batch_size": 12,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "dataloader_num_workers": 0,
+        },
+    }
+
+
+@pytest.fixture
+def write_config(tmp_path):
+    def write(config: dict, name: str = "mixture.yaml") -> str:
+        (tmp_path / name).write_text(yaml.safe_dump(config, sort_keys=False))
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def train(mixture_config, write_config):
+    """Runs the program inside this process: `train("--training.seed", "1")` gives the run's folder."""
+
+    def run(*options: str) -> Path:
+        command = read_command(["--config", write_config(mixture_config), *options])
+        run_multitask.main(command, Accelerator(cpu=True))
+        return Path(command.config.training.output_dir)
+
+    return run
+
+
+@pytest.fixture
+def program():
+    """Runs the program as a user does, in a process (or several) of its own."""
+
+    def run(*options: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess:
+        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+        return subprocess.run(
+            [sys.executable, *torchrun, str(ROOT / "run_multitask.py"), *options],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | environment,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture
+def real_data():
+    """The folder of the real data; a test that asks for it says so when it is missing."""
+    if not REAL_DATA:
+        pytest.skip("MULTITASK_DATA_ROOT is not set: the real STS-B, RTE and CommonsenseQA are not here")
+    return REAL_DATA
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says how many tests on real data ran, so that none is missed in silence."""
+    reports = [r for kind in ("passed", "failed", "skipped") for r in terminalreporter.stats.get(kind, [])]
+    on_real_data = [r for r in reports if "real_data" in r.keywords and (r.when == "call" or r.skipped)]
+    ran = sum(not r.skipped for r in on_real_data)
+    terminalreporter.write_line(
+        f"real data: {ran} of {len(on_real_data)} tests ran (MULTITASK_DATA_ROOT={REAL_DATA or 'not set'})"
+    )
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

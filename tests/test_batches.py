@@ -1,0 +1,86 @@
+from fractions import Fraction
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from multitask.batches import StepDataset, collate, padded_tokens, split_into_passes
+from multitask.data import Split
+from multitask.mixture import Mixture
+
+
+def make_split(num_rows: int, sequences: int = 1, seed: int = 0) -> Split:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 40, (num_rows, sequences))
+    rows = {
+        "input_ids": [[[row + 1] * n for n in of_row] for row, of_row in enumerate(lengths.tolist())],
+        "token_type_ids": [[[1] * n for n in of_row] for of_row in lengths.tolist()],
+        "label": list(range(num_rows)),
+    }
+    longest, total = lengths.max(1).astype(np.int32), lengths.sum(1).astype(np.int32)
+    return Split(datasets.Dataset.from_dict(rows), sequences, torch.int64, longest, total, 0)
+
+
+SPLITS = {"single": make_split(40), "choice": make_split(90, sequences=3, seed=1), "rare": make_split(5, seed=2)}
+
+
+def make_mixture(batch_size: int) -> Mixture:
+    shares = {"single": Fraction(3, 10), "choice": Fraction(13, 20), "rare": Fraction(1, 20)}
+    sizes = {task: len(split) for task, split in SPLITS.items()}
+    return Mixture(sizes, shares, batch_size, 0, {task: split.length for task, split in SPLITS.items()})
+
+
+@pytest.mark.parametrize("max_tokens", [1, 130, 400, 2000, 10**6])
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 8])
+def test_devices_and_passes_share_a_step_without_loss_or_double(max_tokens, num_devices):
+    mixture = make_mixture(24)
+    for step in range(12):
+        items = [
+            StepDataset(mixture, SPLITS, 0, max_tokens, num_devices, device)[step] for device in range(num_devices)
+        ]
+        assert len({len(item.passes) for item in items}) == 1
+        assert len({item[1:] and (item.tokens, item.padded_tokens) for item in items}) == 1
+        real = padded = 0
+        for task, split in SPLITS.items():
+            batches = [part[task] for item in items for part in item.passes]
+            labels = torch.cat([batch["labels"] for batch in batches]).tolist()
+            assert sorted(labels) == sorted(mixture(step)[task].tolist())
+            assert len(labels) == items[0].examples[task]
+            for batch in batches:
+                inputs = batch["inputs"]
+                real += int(inputs["attention_mask"].sum())
+                padded += inputs["input_ids"].numel() if len(batch["labels"]) else 0
+                ids = inputs["input_ids"].view(-1, inputs["input_ids"].shape[-1])
+                expected = batch["labels"].repeat_interleave(split.sequences)[:, None] + 1
+                assert (ids == expected * inputs["attention_mask"].view_as(ids)).all()
+        assert (real, padded) == (items[0].tokens, items[0].padded_tokens)
+
+
+def test_a_pass_holds_at_most_its_tokens_unless_it_is_one_example():
+    rows = make_mixture(60)(0)
+    passes = split_into_passes(rows, SPLITS, 300)
+    sizes = [sum(padded_tokens(SPLITS[task], r) for task, r in part.items()) for part in passes]
+    assert len(passes) > 3 and max(sizes) <= 300
+    for part in split_into_passes(rows, SPLITS, 10):
+        assert [len(r) for r in part.values()] == [1] or sum(
+            padded_tokens(SPLITS[t], r) for t, r in part.items()
+        ) <= 10
+
+
+def test_rows_without_a_pass_still_make_one():
+    assert split_into_passes({"single": np.empty(0, np.int64)}, SPLITS, 100) == [{}]
+
+
+def test_collate_has_the_shapes_that_the_models_take():
+    batch = collate(SPLITS["choice"], [3, 1], pad_token_id=9)
+    inputs = batch["inputs"]
+    longest = int(SPLITS["choice"].length[[3, 1]].max())
+    assert {name: tuple(t.shape) for name, t in inputs.items()} == dict.fromkeys(inputs, (2, 3, longest))
+    assert set(inputs) == {"input_ids", "token_type_ids", "attention_mask"}
+    assert (inputs["input_ids"][inputs["attention_mask"] == 0] == 9).all()
+    assert (inputs["token_type_ids"] == inputs["attention_mask"]).all()
+    assert batch["labels"].tolist() == [3, 1]
+    assert collate(SPLITS["single"], [0], 0)["inputs"]["input_ids"].ndim == 2
+    empty = collate(SPLITS["choice"], [], 0)
+    assert len(empty["labels"]) == len(empty["inputs"]["input_ids"]) == 0

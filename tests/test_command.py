@@ -1,0 +1,174 @@
+import dataclasses
+import typing
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from multitask.command import read_command
+from multitask.config import Config, MetricName, TaskConfig, flatten, to_yaml
+from multitask.errors import UserError
+from multitask.tasks import TASK_TYPES
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_mixture_of_the_repository_reads(path):
+    assert read_command(["--config", str(path)]).config.tasks
+
+
+def test_there_are_mixtures():
+    assert {path.name for path in CONFIGS} >= {"quickstart.yaml", "glue_csqa.yaml"}
+
+
+def test_values_come_from_the_defaults_the_file_and_the_command_line(mixture_config, write_config, monkeypatch):
+    monkeypatch.setenv("MULTITASK_DATA_ROOT", "/from/environment")
+    path = write_config(mixture_config)
+    options = [
+        "--training.learning_rate",
+        "2e-5",
+        "--tasks.animal.weight=2",
+        "--tasks.animal.metrics",
+        "[f1, accuracy]",
+    ]
+    command = read_command(["--config", path, *options, "--dry_run"])
+    config = command.config
+    assert config.training.weight_decay == 0.01  # a default
+    assert config.training.batch_size == 12  # the file's
+    assert config.training.learning_rate == 2e-5
+    assert (config.tasks["animal"].weight, config.tasks["similar"].weight) == (2, 1)
+    assert config.tasks["animal"].metrics == ["f1", "accuracy"]
+    assert (command.dry_run, command.debug, config.data_root) == (True, False, "/from/environment")
+    assert read_command(["--config", path, "--data_root", "/given"]).config.data_root == "/given"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.training.seed = 1
+
+
+def test_the_resolved_configuration_reads_back_as_itself(mixture_config, write_config, tmp_path):
+    config = read_command(["--config", write_config(mixture_config), "--tasks.animal.weight", "2"]).config
+    (tmp_path / "resolved.yaml").write_text(to_yaml(config))
+    assert read_command(["--config", str(tmp_path / "resolved.yaml")]).config == config
+
+
+def test_what_the_configuration_names_is_what_the_code_has():
+    hints = typing.get_type_hints(TaskConfig)
+    assert set(typing.get_args(hints["type"])) == set(TASK_TYPES)
+    assert set(typing.get_args(MetricName)) == {m for task_type in TASK_TYPES.values() for m in task_type.metrics}
+
+
+def test_the_set_of_options_is_what_it_was_meant_to_be():
+    """An option needs a user: adding one means changing this list, the README's table and the changelog."""
+    config = Config(model=None, tasks=None, training=None)
+    count = {
+        f.name: len(dataclasses.fields(f.type)) for f in dataclasses.fields(config) if dataclasses.is_dataclass(f.type)
+    }
+    assert count == {"model": 3, "training": 14, "mixture": 3}
+    assert len(dataclasses.fields(TaskConfig)) == 14
+
+
+def test_help_comes_from_the_docstrings(capsys):
+    for option in ("--help", "--tasks.help"):
+        with pytest.raises(SystemExit) as exit_:
+            read_command([option])
+        assert exit_.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--training.max_tokens_per_pass" in out
+    assert "A device's share of a step that holds more padded tokens is split into several passes." in out
+    assert "Factor on the loss of each of this task's examples." in out
+
+
+def test_flatten():
+    assert flatten({"a": {"b": {"c": 1}}, "d": [2]}) == {"a.b.c": 1, "d": [2]}
+
+
+# -- what a user may get wrong on the command line: (options, what is printed) -----------------------------------------
+
+OPTIONS = {
+    "--training.learning_rat 3": "--training.learning_rat: unknown key; did you mean 'learning_rate'? (valid: batch_size, dataloader_num_workers, eval_steps, learning_rate, logging_steps, lr_scheduler_type, max_grad_norm, max_steps, max_tokens_per_pass, num_train_epochs, output_dir, seed, warmup_ratio, weight_decay)",
+    "--training.learning_rate x": "--training.learning_rate: found 'x', expected float",
+    "--training.learning_rate=-1": "training.learning_rate: -1.0 is not a positive number",
+    "--training.learning_rate .nan": "training.learning_rate: nan is not a positive number",
+    "--taining.seed 1": "--taining.seed: unknown option; did you mean '--training'? (options: --config, --data_root, --debug, --dry_run, --help, --mixture, --model, --model_root, --num_proc, --print_config, --tasks, --training, -h)",
+    "--tasks.animal.wight 3": "--tasks.animal.wight: unknown key; did you mean 'weight'? (valid: choice_labels, choices, data_files, dataset, inputs, label, max_eval_examples, max_train_examples, metrics, subset, train_split, type, validation_split, weight)",
+    "--tasks.animal.weight 0": "tasks.animal.weight: 0.0 is not a positive number",
+    "--tasks.animal.metrics [acuracy]": "--tasks.animal.metrics: unknown value 'acuracy'; did you mean 'accuracy'? (valid: accuracy, f1, matthews_correlation, mse, pearson, spearmanr)",
+    "--tasks.animal.type classificaton": "--tasks.animal.type: unknown value 'classificaton'; did you mean 'classification'? (valid: classification, multiple_choice, regression)",
+    "--tasks.animal.choices a": "tasks.animal.choices: has no effect with type classification; it belongs to multiple_choice",
+    "--tasks.choice.choices null": "tasks.choice.choices: missing; type multiple_choice needs the column(s) that hold the choices",
+    "--tasks.animal.inputs []": "tasks.animal.inputs: 0 columns given, one or two are possible",
+    "--tasks.animal.inputs [a,b,c]": "tasks.animal.inputs: 3 columns given, one or two are possible",
+    "--tasks.animal.data_files null": "tasks.animal.data_files: missing; dataset: json needs {train: FILE, validation: FILE}",
+    "--mixture.sampling proportonal": "--mixture.sampling: unknown value 'proportonal'; did you mean 'proportional'? (valid: proportional, temperature, uniform, weights)",
+    "--mixture.sampling weights": "mixture.weights: 'animal' has none; sampling: weights needs a number for each task",
+    "--mixture.sampling weights --mixture.weights {animl:1}": "mixture.weights: 'animl' is not a task; did you mean 'animal'? (tasks: animal, choice, similar)",
+    "--mixture.sampling weights --mixture.weights {animal:0,choice:0,similar:0}": "mixture.weights: {'animal': 0.0, 'choice': 0.0, 'similar': 0.0} must be numbers from 0 up, at least one of them above 0",
+    "--mixture.weights {animal:1}": "mixture.weights: has no effect with sampling: proportional; use sampling: weights",
+    "--training.lr_scheduler_type polynomial": "--training.lr_scheduler_type: unknown value 'polynomial' (valid: constant, cosine, linear)",
+    "--training.batch_size 2": "training.batch_size: 2 examples a step cannot hold one of each of 3 tasks",
+    "--training.max_steps 0": "training.max_steps: 0 is not a positive number",
+    "--training.max_steps 1.5": "--training.max_steps: found 1.5, expected int | null",
+    "--training.warmup_ratio 2": "training.warmup_ratio: 2.0 is not in the range 0 <= warmup_ratio <= 1",
+    "--model.dropout 1": "model.dropout: 1.0 is not in the range 0 <= dropout < 1",
+    "--training.output_dir $PATH": "training.output_dir: $PATH is a file; a run needs a folder of its own",
+    "--config nothing.yaml": "--config: there is no file 'nothing.yaml' (in .: none)",
+    "stray": "unrecognized arguments: stray",
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_mistakes_on_the_command_line(mixture_config, write_config, tmp_path, monkeypatch, options):
+    file = tmp_path / "a_file"
+    file.write_text("")
+    monkeypatch.chdir(tmp_path / "..")
+    words = options.replace("$PATH", str(file)).replace(":1", ": 1").replace(":0", ": 0")
+    split = words.split(" --")
+    arguments = [part for i, word in enumerate(split) for part in (("--" if i else "") + word).split(" ", 1)]
+    with pytest.raises(UserError) as raised:
+        read_command(["--config", write_config(mixture_config), *arguments])
+    assert str(raised.value) == OPTIONS[options].replace("$PATH", str(file))
+
+
+def test_an_abbreviated_option_is_not_taken_for_another(mixture_config, write_config):
+    with pytest.raises(UserError, match="--training.learning: unknown key; did you mean 'learning_rate'"):
+        read_command(["--config", write_config(mixture_config), "--training.learning", "3"])
+
+
+def test_a_command_without_a_configuration():
+    for arguments in ([], ["--dry_run"], ["--training.seed", "1"]):
+        with pytest.raises(UserError, match="^--config is missing; for example --config configs/quickstart.yaml$"):
+            read_command(arguments)
+
+
+# -- and in the file: (change to the file, what is printed) ------------------------------------------------------------
+
+FILES = {
+    "models: {}": "FILE: models: unknown key; did you mean 'model'? (valid: data_root, mixture, model, model_root, num_proc, tasks, training)",
+    "tasks: {}": "tasks: there are none; a mixture needs at least one task",
+    "tasks: null": "FILE: tasks: missing",
+    "tasks: [a]": "FILE: tasks: found ['a'], expected dict[str, multitask.config.TaskConfig]",
+    "tasks: {a: {dataset: csv, inputs: [a]}}": "FILE: tasks.a.type: missing",
+    "tasks: {a: {type: regresion, dataset: csv, inputs: [a]}}": "FILE: tasks.a.type: unknown value 'regresion'; did you mean 'regression'? (valid: classification, multiple_choice, regression)",
+    "tasks: {a/b: {type: regression, dataset: x, inputs: [a]}}": "tasks.a/b: a task's name becomes a folder: letters, digits, '_' and '-' only",
+    "training: {batchsize: 3}": "FILE: training.batchsize: unknown key; did you mean 'batch_size'? (valid: ",
+    "training: {batch_size: many}": "FILE: training.batch_size: found 'many', expected int",
+    "training: {seed: 1, seed: 2}": "FILE: not valid YAML: key 'seed' stands twice in \"<unicode string>\", line ",
+    "training: [1": 'FILE: not valid YAML: while parsing a flow sequence in "<unicode string>", line ',
+}
+
+
+@pytest.mark.parametrize("change", FILES)
+def test_mistakes_in_the_file(mixture_config, tmp_path, change):
+    mixture_config.pop(change.split(":")[0], None)
+    path = tmp_path / "mixture.yaml"
+    path.write_text(yaml.safe_dump(mixture_config) + change + "\n")
+    with pytest.raises(UserError) as raised:
+        read_command(["--config", str(path)])
+    assert str(raised.value).startswith(FILES[change].replace("FILE", str(path)))
+
+
+def test_a_file_that_is_not_a_mapping(tmp_path):
+    path = tmp_path / "list.yaml"
+    path.write_text("- a\n")
+    with pytest.raises(UserError, match="list.yaml: not a mapping of the sections model, tasks, training"):
+        read_command(["--config", str(path)])

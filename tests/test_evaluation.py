@@ -1,0 +1,79 @@
+import math
+
+import evaluate
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from conftest import TASKS
+
+from multitask.config import TaskConfig
+from multitask.data import load_task
+from multitask.evaluation import average, evaluate_tasks, predict
+from multitask.metrics import load_metric
+from multitask.model import build_model, load_tokenizer
+from multitask.summary import results_table
+
+# Worked by hand: classes [0, 1, 1, 1, 0, 1] predicted as [0, 1, 0, 1, 1, 1]: 3 true and 1 false positives, 1 false
+# and 1 true negatives.
+REFERENCES, PREDICTIONS = [0, 1, 1, 1, 0, 1], [0, 1, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "references", "predictions", "value"),
+    [
+        ("accuracy", REFERENCES, PREDICTIONS, 4 / 6),
+        ("f1", REFERENCES, PREDICTIONS, 2 * 3 / (2 * 3 + 1 + 1)),
+        ("matthews_correlation", REFERENCES, PREDICTIONS, (3 * 1 - 1 * 1) / math.sqrt(4 * 4 * 2 * 2)),
+        ("mse", [1.0, 2.0, 4.0], [1.0, 3.0, 2.0], (0 + 1 + 4) / 3),
+        ("pearson", [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 0.0], -1 / 5),
+        ("spearmanr", [1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 900.0, 0.5], -1 / 5),
+    ],
+)
+def test_metrics_by_hand(name, references, predictions, value):
+    metric = load_metric(name, num_classes=2)
+    assert isinstance(metric, evaluate.Metric)
+    assert metric.compute(references=references, predictions=predictions) == {name: pytest.approx(value)}
+
+
+def test_f1_of_several_classes_is_their_mean():
+    result = load_metric("f1", num_classes=3).compute(references=[0, 0, 1, 2], predictions=[0, 1, 1, 1])
+    assert result["f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+def test_a_correlation_with_a_constant_is_not_a_number():
+    assert math.isnan(load_metric("pearson", 0).compute(references=[1.0, 2.0], predictions=[3.0, 3.0])["pearson"])
+
+
+def test_the_average_is_that_of_glue():
+    assert average({"a": {"pearson": 0.8, "spearmanr": 0.6}, "b": {"accuracy": 0.5}}) == pytest.approx(0.6)
+    assert math.isnan(average({}))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 50, 10**6])
+def test_predictions_come_in_the_order_of_the_rows(encoders, task_files, max_tokens):
+    """Row by row or in batches of like lengths, a row's logits are its own."""
+    tokenizer = load_tokenizer(str(encoders("bert")), 64)
+    config = TaskConfig(dataset="json", data_files=task_files["choice"], **TASKS["choice"])
+    task = load_task("choice", config, tokenizer, 64)
+    model = build_model(str(encoders("bert")), [task]).eval()
+    together = predict(model, "choice", task.validation, Accelerator(cpu=True), 0, max_tokens)
+    assert together.shape == (17, 3) and not np.isnan(together).any()
+    for row, texts in enumerate(task.validation.rows["input_ids"]):
+        one = tokenizer.pad({"input_ids": texts}, return_tensors="pt")
+        types = tokenizer.pad({"input_ids": task.validation.rows[row]["token_type_ids"]}, return_tensors="pt")
+        logits = model.tasks["choice"](
+            input_ids=one["input_ids"][None],
+            attention_mask=one["attention_mask"][None],
+            token_type_ids=types["input_ids"][None],
+        ).logits
+        np.testing.assert_allclose(together[row], logits[0].detach().numpy(), atol=1e-5)
+
+    results = evaluate_tasks([task], lambda *_: together)
+    correct = [
+        int(logits.argmax()) == label for logits, label in zip(together, task.validation.rows["label"], strict=True)
+    ]
+    assert results == {"choice": {"accuracy": pytest.approx(sum(correct) / 17)}}
+    table = results_table(results, [task]).splitlines()
+    assert table[0].split() == ["task", "metric", "value", "rows"]
+    assert table[2].split() == ["choice", "accuracy", f"{sum(correct) / 17:.4f}", "17"]

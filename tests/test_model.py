@@ -1,0 +1,195 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import ENCODER_CONFIGS, TASKS
+
+from multitask.batches import collate
+from multitask.config import TaskConfig
+from multitask.data import load_task
+from multitask.errors import UserError
+from multitask.export import export_tasks
+from multitask.model import build_model, load_tokenizer
+
+
+@pytest.fixture
+def make(encoders, task_files):
+    def make(family, names=tuple(TASKS), **options):
+        encoder = str(encoders(family))
+        tokenizer = load_tokenizer(encoder, 64)
+        tasks = [
+            load_task(name, TaskConfig(dataset="json", data_files=task_files[name], **TASKS[name]), tokenizer, 64)
+            for name in names
+        ]
+        return build_model(encoder, tasks, **options), tasks, tokenizer
+
+    return make
+
+
+def batch_of(tasks, tokenizer, rows=range(6)):
+    return {task.name: collate(task.train, list(rows), tokenizer.pad_token_id) for task in tasks}
+
+
+FAMILIES = sorted(ENCODER_CONFIGS)
+
+
+def test_all_families_are_here():
+    assert len(FAMILIES) == 9
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_encoder_serves_three_types_of_tasks(make, family):
+    model, tasks, tokenizer = make(family)
+    batches = batch_of(tasks, tokenizer)
+    logits = model({name: batch["inputs"] for name, batch in batches.items()})
+    assert {name: tuple(t.shape) for name, t in logits.items()} == {
+        "similar": (6, 1),
+        "animal": (6, 2),
+        "choice": (6, 3),
+    }
+
+    # The encoder exists once: three models hold its very tensors, and there is nothing else besides heads.
+    encoder = {p.data_ptr() for p in model.encoder.parameters()}
+    alone = transformers.AutoModel.from_config(ENCODER_CONFIGS[family])
+    shared = [p for name, p in alone.named_parameters() if not name.startswith("pooler.")]
+    assert len(encoder) == len(shared)
+    assert sum(p.numel() for p in model.encoder.parameters()) == sum(p.numel() for p in shared)
+    heads = [p for task in tasks for p in model.head_parameters(task.name)]
+    assert all(model.head_parameters(task.name) for task in tasks) and len({id(p) for p in heads}) == len(heads)
+    assert sum(1 for _ in model.parameters()) == len(shared) + len(heads)
+    for task_model in model.tasks.values():
+        assert encoder <= {p.data_ptr() for p in task_model.parameters()}
+
+    # Every parameter takes part, so data-parallel training need not search for unused ones.
+    sum(task.type.loss(logits[task.name], batches[task.name]["labels"]).sum() for task in tasks).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_exported_task_is_an_ordinary_model_with_the_same_logits(make, family, tmp_path):
+    model, tasks, tokenizer = make(family)
+    model.eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    export_tasks(model, tokenizer, tmp_path)
+    batches = batch_of(tasks, tokenizer)
+    with torch.no_grad():
+        logits = model({name: batch["inputs"] for name, batch in batches.items()})
+        for task in tasks:
+            loaded, info = task.type.auto_class.from_pretrained(tmp_path / task.name, output_loading_info=True)
+            assert not info["missing_keys"] and not info["unexpected_keys"]
+            again = loaded.eval()(**batches[task.name]["inputs"]).logits
+            torch.testing.assert_close(again, logits[task.name], atol=1e-5, rtol=0)
+    assert loaded.config.model_type == family
+    labels = transformers.AutoConfig.from_pretrained(tmp_path / "animal").id2label
+    assert labels == {0: "animal", 1: "none"}
+    reloaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "animal")
+    assert reloaded("the cat", "a dog") == tokenizer("the cat", "a dog")
+
+
+def test_the_pretrained_weights_are_loaded(make, encoders):
+    model, _, _ = make("roberta")
+    pretrained = transformers.AutoModel.from_pretrained(encoders("roberta"))
+    for name in ("embeddings", "encoder"):
+        for key, value in getattr(pretrained, name).state_dict().items():
+            assert torch.equal(value, model.encoder[name].state_dict()[key])
+    # RoBERTa's multiple-choice class has a pooler, its classification class has none; BERT's both have their own.
+    assert model.tasks["animal"].base_model.pooler is None
+    assert torch.equal(model.tasks["choice"].base_model.pooler.dense.weight, pretrained.pooler.dense.weight)
+    bert, _, _ = make("bert")
+    poolers = [task_model.base_model.pooler.dense.weight for task_model in bert.tasks.values()]
+    assert len({p.data_ptr() for p in poolers}) == 3 and torch.equal(poolers[0], poolers[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_regression_head_starts_at_the_mean_of_its_labels(make, family):
+    model, tasks, tokenizer = make(family, names=["similar", "animal"])
+    mean = np.mean(tasks[0].train.rows["label"])
+    (bias,) = [p for p in model.head_parameters("similar") if p.shape == (1,)]
+    assert mean > 1.5 and bias.item() == pytest.approx(mean)
+    with torch.no_grad():
+        before = model.eval()({"similar": batch_of(tasks, tokenizer)["similar"]["inputs"]})["similar"]
+        bias += 1
+        after = model({"similar": batch_of(tasks, tokenizer)["similar"]["inputs"]})["similar"]
+    torch.testing.assert_close(after - before, torch.ones(6, 1))  # it is the bias that is added last
+
+
+def test_a_head_depends_on_the_seed_and_its_name_alone(make):
+    all_three, alone, other = make("bert")[0], make("bert", names=["animal"])[0], make("bert", seed=1)[0]
+    weight = all_three.tasks["animal"].classifier.weight
+    assert torch.equal(weight, alone.tasks["animal"].classifier.weight)
+    assert not torch.equal(weight, other.tasks["animal"].classifier.weight)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_is_set_everywhere(make, family):
+    model, tasks, tokenizer = make(family, dropout=0.0)
+    probabilities = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert set(probabilities) <= {0.0}
+    batches = {name: batch["inputs"] for name, batch in batch_of(tasks, tokenizer).items()}
+    model.train()
+    first, second = model(batches), model(batches)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_task_without_rows_reaches_its_own_parameters_only(make):
+    model, tasks, tokenizer = make("bert")
+    batches = batch_of(tasks, tokenizer)
+    batches["animal"] = collate(tasks[1].train, [], 0)
+    logits = model({name: batch["inputs"] for name, batch in batches.items()})
+    losses = {t.name: t.type.loss(logits[t.name], batches[t.name]["labels"]).sum() for t in tasks}
+    assert losses["animal"].item() == 0
+    losses["animal"].backward()
+    touched = {id(p) for p in model.parameters() if p.grad is not None}
+    assert touched == {id(p) for p in model.head_parameters("animal")}
+    assert all(not p.grad.any() for p in model.head_parameters("animal"))
+
+
+def test_a_pass_without_any_row_reaches_every_parameter_with_zero(make):
+    model, tasks, _ = make("bert")
+    batches = {task.name: collate(task.train, [], 0) for task in tasks}
+    logits = model({name: batch["inputs"] for name, batch in batches.items()})
+    sum(task.type.loss(logits[task.name], batches[task.name]["labels"]).sum() for task in tasks).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_losses_are_those_of_the_definitions(make):
+    _, tasks, _ = make("bert")
+    regression, classification, _ = (task.type for task in tasks)
+    assert regression.loss(torch.tensor([[1.0], [3.0]]), torch.tensor([2.0, 5.0])).tolist() == [1.0, 4.0]
+    logits = torch.tensor([[0.0, math.log(3.0)]])
+    assert classification.loss(logits, torch.tensor([1])).item() == pytest.approx(-math.log(0.75))
+
+
+# -- what a user may get wrong -----------------------------------------------------------------------------------------
+
+
+def test_an_encoder_without_its_weights_is_refused(make, encoders, tmp_path):
+    config = transformers.AutoConfig.from_pretrained(encoders("bert"))
+    other = transformers.AutoModel.from_config(
+        transformers.DistilBertConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=32)
+    )
+    folder = tmp_path / "half"
+    other.save_pretrained(folder)
+    config.save_pretrained(folder)
+    load_tokenizer(str(encoders("bert")), 8)
+    tasks = make("bert")[1]
+    with pytest.raises(
+        UserError, match=r"model.encoder: '.*half' lacks weights of its encoder: bert\.\S+ \(\d+ in all\)"
+    ):
+        build_model(str(folder), tasks)
+
+
+def test_a_max_length_beyond_the_encoder_is_refused(encoders):
+    with pytest.raises(UserError, match="model.max_length: 65 is more than the 64 tokens that '.*bert' reads"):
+        load_tokenizer(str(encoders("bert")), 65)
+
+
+def test_an_encoder_without_such_a_head_is_refused(make, tmp_path):
+    tasks = make("bert")[1]
+    transformers.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=1).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="model.encoder: '.*' for task choice: Unrecognized configuration class"):
+        build_model(str(tmp_path), tasks[2:])

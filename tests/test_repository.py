@@ -1,0 +1,54 @@
+"""Promises of the repository itself."""
+
+import re
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from conftest import ROOT
+
+LAUNCH_CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+
+
+def test_the_script_can_be_held_in_the_head():
+    assert len((ROOT / "run_multitask.py").read_text().splitlines()) <= 320
+
+
+def test_modules_are_short():
+    modules = sorted((ROOT / "multitask").glob("*.py"))
+    lengths = {path.name: len(path.read_text().splitlines()) for path in modules}
+    assert len(lengths) >= 15 and max(lengths.values()) <= 250, lengths
+
+
+@pytest.mark.parametrize("path", LAUNCH_CONFIGS, ids=lambda path: path.name)
+def test_accelerate_reads_every_launch_configuration(path):
+    config = load_config_from_file(str(path))
+    assert config.mixed_precision in ("no", "bf16")
+    assert config.to_dict().keys() >= yaml.safe_load(path.read_text()).keys()  # it knows every key
+
+
+def test_there_are_launch_configurations():
+    assert [path.stem for path in LAUNCH_CONFIGS] == ["cpu", "multi_gpu", "single_gpu"]
+
+
+def test_requirements_are_exact():
+    lines = [
+        line
+        for name in ("requirements.txt", "requirements-dev.txt")
+        for line in (ROOT / name).read_text().splitlines()
+        if line and not line.startswith(("#", "-r"))
+    ]
+    assert len(lines) >= 20 and all(re.fullmatch(r"[\w.\[\]-]+==[\w.]+", line) for line in lines)
+    assert "torch==2.13.0" in lines
+
+
+def test_the_readme_names_only_what_exists():
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"\bmake ([a-z][a-z-]+)", readme))
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"run-local", "test"} <= targets
+    assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.M)] == []
+    paths = set(re.findall(r"\b((?:accelerate_configs|configs|multitask|quickstart|tests)/[\w./-]*\w)", readme))
+    assert len(paths) >= 10 and [path for path in paths if not (ROOT / path).exists()] == []
+    modules = {path.name for path in (ROOT / "multitask").glob("*.py")} - {"__init__.py"}
+    assert [name for name in modules if name not in readme] == []  # the file map is complete
