@@ -54,7 +54,7 @@ def main(command: Command, accelerator: Accelerator) -> None:
     encoder = find_encoder(config.model.encoder, config.model_root)
     tokenizer = load_tokenizer(encoder, config.model.max_length)
     mistake = None
-    with accelerator.main_process_first():
+    with accelerator.local_main_process_first():
         try:
             tasks = [
                 load_task(name, task, tokenizer, config.model.max_length, config.data_root, config.num_proc)
@@ -122,9 +122,11 @@ def main(command: Command, accelerator: Accelerator) -> None:
         )
 
     def evaluate(step: int) -> dict:
+        progress.set_description("evaluating")
         model.eval()
         results = evaluate_tasks(tasks, logits_of)
         model.train()
+        progress.set_description("training")
         if accelerator.is_main_process:
             append_metrics(folder, step, evaluation_values(results))
             write_results(folder, step, results, average(results))
@@ -163,10 +165,10 @@ def main(command: Command, accelerator: Accelerator) -> None:
             task_losses += sums.detach()
 
         of_task = dict(zip(sizes, accelerator.reduce(task_losses).tolist(), strict=True))
-        for name, value in of_task.items():
-            if not math.isfinite(value):
+        for task in tasks:
+            if not math.isfinite(task.weight * of_task[task.name]):
                 raise FloatingPointError(
-                    f"step {step}: the loss of task {name} is {value}; this step was not applied. "
+                    f"step {step}: the loss of task {task.name} is {of_task[task.name]}; this step was not applied. "
                     f"A lower training.learning_rate (it stood at {learning_rate(step - 1):.3g}) often helps"
                 )
         for name, parameters in heads.items():
@@ -177,8 +179,8 @@ def main(command: Command, accelerator: Accelerator) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-        loss = sum(task.weight * of_task[task.name] for task in tasks) / training.batch_size
-        window.add(batch, loss, of_task, time.perf_counter() - started)
+        step_loss = sum(task.weight * of_task[task.name] for task in tasks) / training.batch_size
+        window.add(batch, step_loss, of_task, time.perf_counter() - started)
         progress.update()
         if step % training.logging_steps == 0 or step == max_steps:
             values = window.values() | {

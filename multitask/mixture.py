@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from fractions import Fraction
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +79,7 @@ class Mixture:
             task: max(1, round(size / max(Fraction(1), window_steps * batch_size * shares[task])))
             for task, size in sizes.items()
         }
-        self._sorted_window = lru_cache(maxsize=4 * len(sizes))(self._compute_window)
+        self._last_window: dict[str, tuple[int, Rows]] = {}  # steps in a row mostly stay in one window
 
     def __call__(self, step: int) -> dict[str, Rows]:
         """Row numbers of each task in step `step` (from 0), shortest row first; some may be empty."""
@@ -98,8 +97,9 @@ class Mixture:
         while start < stop:
             window_start, window_stop = self._window_around(task, start)
             end = min(stop, window_stop)
-            window = self._sorted_window(task, window_start, window_stop)
-            parts.append(window[start - window_start : end - window_start])
+            if self._last_window.get(task, (None,))[0] != window_start:
+                self._last_window[task] = window_start, self._compute_window(task, window_start, window_stop)
+            parts.append(self._last_window[task][1][start - window_start : end - window_start])
             start = end
         rows = np.concatenate(parts) if parts else np.empty(0, np.int64)
         return rows if self.lengths is None else rows[np.argsort(self.lengths[task][rows], kind="stable")]

@@ -39,10 +39,10 @@ def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[st
         else:
             datasets = load_dataset(source, config.subset, data_files=config.data_files)
     except DatasetNotFoundError as error:
-        raise UserError(f"{key}.dataset: {first_line(error)}{_searched(data_root)}") from error
+        raise UserError(f"{key}.dataset: {first_line(error)}{_searched(config.dataset, data_root)}") from error
     except ConnectionError as error:
         found = f"{key}.dataset: the hub cannot be reached for '{config.dataset}'"
-        raise UserError(found + _searched(data_root)) from error
+        raise UserError(found + _searched(config.dataset, data_root)) from error
     except DatasetGenerationError as error:
         cause = error.__cause__ or error
         raise UserError(f"{key}: {config.data_files or source} cannot be read: {first_line(cause)}") from error
@@ -75,8 +75,11 @@ def _check_files(key: str, patterns: list[str]) -> None:
                 raise UserError(f"{key}: {file} has no rows")
 
 
-def _searched(data_root: str | None) -> str:
-    return f" (and it is not in data_root {data_root})" if data_root else "; --data_root DIR reads it from a folder"
+def _searched(dataset: str, data_root: str | None) -> str:
+    if data_root is None:
+        return "; --data_root DIR reads it from a folder"
+    there = [f"{path.parent.name}/{path.name}" for path in Path(data_root).glob("*/*") if path.is_dir()]
+    return f", and it is not in data_root {data_root}{hint(dataset, there, 'there')}"
 
 
 def _check_columns(key: str, split: str, dataset: Dataset, config: TaskConfig) -> None:

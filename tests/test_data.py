@@ -305,8 +305,9 @@ def test_mistakes_with_files_and_folders(load, encoders, tmp_path):
     )
     assert message(data_files={"train": str(empty)}) == f"tasks.t.data_files.train: {empty} has no rows"
     assert message(data_files={"train": str(broken)}).startswith(f"tasks.t: {{'train': '{broken}'}} cannot be read: ")
-    assert message(dataset="me/other", data_root=root) == (
-        f"tasks.t.dataset: the hub cannot be reached for 'me/other' (and it is not in data_root {root})"
+    assert message(dataset="me/sett", data_root=root) == (
+        "tasks.t.dataset: the hub cannot be reached for 'me/sett', "
+        f"and it is not in data_root {root}; did you mean 'me/set'? (there: me/set)"
     )
     assert message(dataset="me/other") == (
         "tasks.t.dataset: the hub cannot be reached for 'me/other'; --data_root DIR reads it from a folder"

@@ -1,3 +1,4 @@
+import pickle
 import tracemalloc
 from collections import Counter
 from fractions import Fraction
@@ -87,6 +88,13 @@ def test_a_step_is_a_function_of_its_number_alone():
     expected = {step: {t: r.tolist() for t, r in make()(step).items()} for step in steps}
     for step in [*steps, *reversed(steps)]:
         assert {t: r.tolist() for t, r in forward(step).items()} == expected[step]
+
+
+def test_a_mixture_can_be_sent_to_another_process():
+    """Where processes are spawned, not forked, the background workers get a pickled copy."""
+    mixture = Mixture(SIZES, sampling_shares("proportional", SIZES), 32, 0, lengths(SIZES))
+    copy = pickle.loads(pickle.dumps(mixture))
+    assert copy(77)["rte"].tolist() == mixture(77)["rte"].tolist()
 
 
 def test_a_billion_rows_at_step_a_billion_need_no_index_array():

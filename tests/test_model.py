@@ -90,6 +90,17 @@ def test_an_exported_task_is_an_ordinary_model_with_the_same_logits(make, family
     assert reloaded("the cat", "a dog") == tokenizer("the cat", "a dog")
 
 
+def test_a_pipeline_reads_an_exported_task(make, tmp_path):
+    model, _, tokenizer = make("roberta")
+    export_tasks(model, tokenizer, tmp_path)
+    classify = transformers.pipeline("text-classification", model=str(tmp_path / "animal"))
+    (answer,) = classify([{"text": "the cat", "text_pair": "a dog"}])
+    assert answer["label"] in ("animal", "none") and 0.5 <= answer["score"] <= 1
+    score = transformers.pipeline("text-classification", model=str(tmp_path / "similar"), function_to_apply="none")
+    logits = model.eval()({"similar": tokenizer("the cat", return_tensors="pt")})["similar"]
+    assert score("the cat")[0]["score"] == pytest.approx(logits.item(), abs=1e-5)
+
+
 def test_the_pretrained_weights_are_loaded(make, encoders):
     model, _, _ = make("roberta")
     pretrained = transformers.AutoModel.from_pretrained(encoders("roberta"))
