@@ -190,7 +190,8 @@ def main(command: Command, accelerator: Accelerator) -> None:
             }
             progress.set_postfix_str(
                 f"loss {values['train/loss']:.4f}, lr {values['train/learning_rate']:.2e}, "
-                f"{values['train/tokens_per_second']:,.0f} tokens/s"
+                f"{values['train/tokens_per_second']:,.0f} tokens/s",
+                refresh=False,  # shown with the next step; a log file is spared a line
             )
             if accelerator.is_main_process:
                 append_metrics(folder, step, values)
