@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from torch import nn
 
 from .errors import UserError, hint
 
@@ -204,6 +205,8 @@ def check_config(config: Config) -> None:
 def _check_task(key: str, name: str, task: TaskConfig) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"{key}: a task's name becomes a folder: letters, digits, '_' and '-' only")
+    if hasattr(nn.ModuleDict, name):
+        raise UserError(f"{key}: the name '{name}' is taken by PyTorch's modules; choose another")
     if not 1 <= len(task.inputs) <= 2:
         raise UserError(f"{key}.inputs: {len(task.inputs)} columns given, one or two are possible")
     if task.type == "multiple_choice" and not task.choices:

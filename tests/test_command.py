@@ -150,6 +150,7 @@ FILES = {
     "tasks: {a: {dataset: csv, inputs: [a]}}": "FILE: tasks.a.type: missing",
     "tasks: {a: {type: regresion, dataset: csv, inputs: [a]}}": "FILE: tasks.a.type: unknown value 'regresion'; did you mean 'regression'? (valid: classification, multiple_choice, regression)",
     "tasks: {a/b: {type: regression, dataset: x, inputs: [a]}}": "tasks.a/b: a task's name becomes a folder: letters, digits, '_' and '-' only",
+    "tasks: {train: {type: regression, dataset: x, inputs: [a]}}": "tasks.train: the name 'train' is taken by PyTorch's modules; choose another",
     "training: {batchsize: 3}": "FILE: training.batchsize: unknown key; did you mean 'batch_size'? (valid: ",
     "training: {batch_size: many}": "FILE: training.batch_size: found 'many', expected int",
     "training: {seed: 1, seed: 2}": "FILE: not valid YAML: key 'seed' stands twice in \"<unicode string>\", line ",
