@@ -16,10 +16,11 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import datasets
 import torch
 import transformers
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import is_torch_xla_available, send_to_device
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, is_torch_xla_available, send_to_device
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -79,13 +80,20 @@ def main(command: Command, accelerator: Accelerator) -> None:
     plain_model = build_model(encoder, tasks, config.model.dropout, training.seed)
     accelerator.print(tasks_table(tasks, shares, training.batch_size, max_steps), end="\n\n")
     accelerator.print(parameters_table(plain_model), end="\n\n")
-    for note in oddities(tasks, training.max_tokens_per_pass):
+    num_examples = {name: mixture.given(name, max_steps) for name in sizes}
+    for note in oddities(tasks, num_examples, training.max_tokens_per_pass):
         accelerator.print(f"note: {note}")
     if command.dry_run:
         accelerator.print(f"\n{to_yaml(config)}")
         return
+    mistakes = [None]
     if accelerator.is_main_process:
-        open_run_folder(folder, config)
+        try:
+            open_run_folder(folder, config)
+        except UserError as error:
+            mistakes = [str(error)]
+    if mistake := broadcast_object_list(mistakes)[0]:
+        raise UserError(mistake)
 
     optimizer = build_optimizer(plain_model.to(accelerator.device), training.learning_rate, training.weight_decay)
     model, optimizer = accelerator.prepare(plain_model, optimizer)
@@ -175,7 +183,9 @@ def main(command: Command, accelerator: Accelerator) -> None:
             if not batch.examples[name]:  # no gradient at all, so that weight decay and momentum leave it alone
                 for parameter in parameters:
                     parameter.grad = None
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf)
+        grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf))
+        if not math.isfinite(grad_norm) and accelerator.scaler is None:  # fp16's scaler skips such a step by itself
+            raise FloatingPointError(f"step {step}: the gradient is {grad_norm}; this step was not applied")
         optimizer.step()
         optimizer.zero_grad()
 
@@ -185,7 +195,7 @@ def main(command: Command, accelerator: Accelerator) -> None:
         if step % training.logging_steps == 0 or step == max_steps:
             values = window.values() | {
                 "train/learning_rate": learning_rate(step),
-                "train/grad_norm": float(grad_norm),
+                "train/grad_norm": grad_norm,
                 **{f"train/{name}/examples": mixture.given(name, step) for name in sizes},
             }
             progress.set_postfix_str(
@@ -213,17 +223,20 @@ def main(command: Command, accelerator: Accelerator) -> None:
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     try:
-        command = read_command(arguments, __doc__)
+        command = read_command(arguments, __doc__.split("\n\n")[0])
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs of an error is in our own line
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
         # Without `cpu`, Accelerate would take several processes on CPUs for as many runs of one process each.
         no_accelerator = not torch.accelerator.is_available() and not is_torch_xla_available()
-        # Buffers never change here; sending them around at each step is for nothing.
-        kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
-        main(command, Accelerator(cpu=no_accelerator, kwargs_handlers=[kwargs]))
+        main(command, Accelerator(cpu=no_accelerator))
     except UserError as error:
         if "--debug" in arguments:
             raise
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
+        else:  # all processes find the same mistake, and the launcher ends all with the first: let rank 0 speak
+            time.sleep(5)
         sys.exit(2)

@@ -75,12 +75,12 @@ class MixtureConfig:
     Args:
         sampling: Shares by number of rows (proportional), the same for all (uniform), rows to the power 1/temperature
             (temperature), or as given (weights).
-        temperature: For sampling temperature: 1 is proportional, towards infinity it becomes uniform.
+        temperature: For sampling temperature: 1 is proportional; the higher, the more uniform.
         weights: For sampling weights: one number a task; a task with 0 is evaluated but not trained.
     """
 
     sampling: Literal["proportional", "uniform", "temperature", "weights"] = "proportional"
-    temperature: float = 2.0
+    temperature: float | None = None
     weights: dict[str, float] | None = None
 
 
@@ -179,10 +179,10 @@ def check_config(config: Config) -> None:
         value = values[key]
         if value is not None and not (0 < value < float("inf") or (value == 0 and key in not_negative)):
             raise UserError(f"{key}: {value} is not a {'positive number' if key in positive else 'number from 0 up'}")
-    for key, limit in (("training.warmup_ratio", "<="), ("model.dropout", "<")):
+    for key in ("training.warmup_ratio", "model.dropout"):
         value = values[key]
-        if value is not None and not (0 <= value < 1 or (value == 1 and limit == "<=")):
-            raise UserError(f"{key}: {value} is not in the range 0 <= {key.split('.')[1]} {limit} 1")
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"{key}: {value} is not in the range 0 <= {key.split('.')[1]} < 1")
 
     if training.batch_size < len(tasks):
         raise UserError(
@@ -198,14 +198,19 @@ def check_config(config: Config) -> None:
             raise UserError(f"mixture.weights: {weights} must be numbers from 0 up, at least one of them above 0")
     elif mixture.weights:
         raise UserError(f"mixture.weights: has no effect with sampling: {mixture.sampling}; use sampling: weights")
+    if (mixture.sampling == "temperature") != (mixture.temperature is not None):
+        found = "has no effect with" if mixture.temperature else "missing; it is needed with"
+        raise UserError(f"mixture.temperature: {found} sampling: {mixture.sampling}")
+    if not training.output_dir:
+        raise UserError("training.output_dir: empty; a run needs a folder of its own")
     if Path(training.output_dir).is_file():
         raise UserError(f"training.output_dir: {training.output_dir} is a file; a run needs a folder of its own")
 
 
 def _check_task(key: str, name: str, task: TaskConfig) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise UserError(f"{key}: a task's name becomes a folder: letters, digits, '_' and '-' only")
-    if hasattr(nn.ModuleDict, name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UserError(f"{key}: a task's name becomes a folder: text of letters, digits, '_' and '-'")
+    if hasattr(nn.ModuleDict(), name):
         raise UserError(f"{key}: the name '{name}' is taken by PyTorch's modules; choose another")
     if not 1 <= len(task.inputs) <= 2:
         raise UserError(f"{key}.inputs: {len(task.inputs)} columns given, one or two are possible")
@@ -214,5 +219,13 @@ def _check_task(key: str, name: str, task: TaskConfig) -> None:
     for option in ("choices", "choice_labels"):
         if task.type != "multiple_choice" and getattr(task, option):
             raise UserError(f"{key}.{option}: has no effect with type {task.type}; it belongs to multiple_choice")
+    if isinstance(task.choices, list) and len(task.choices) < 2:
+        raise UserError(f"{key}.choices: {task.choices} is one column; give its name alone if it holds the list")
+    if not task.dataset:
+        raise UserError(f"{key}.dataset: empty; a hub id, a folder, or one of {', '.join(FILE_FORMATS)}")
+    if task.dataset in FILE_FORMATS and task.subset:
+        raise UserError(f"{key}.subset: has no effect with dataset: {task.dataset}")
+    for split in (task.data_files or {}).keys() - {task.train_split, task.validation_split, "test"}:
+        raise UserError(f"{key}.data_files.{split}: not used; name it 'validation', or set validation_split: {split}")
     if task.dataset in FILE_FORMATS and not task.data_files:
         raise UserError(f"{key}.data_files: missing; dataset: {task.dataset} needs {{train: FILE, validation: FILE}}")

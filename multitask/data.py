@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from .config import TaskConfig
-from .encoding import encode_rows, value_at
+from .encoding import encode_rows, label_text, value_at
 from .errors import UserError, hint
 from .sources import load_splits
 from .tasks import TASK_TYPES, TaskType
-
-HIDDEN_LABELS = (None, "", -1)
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def load_task(
             )
     splits = load_splits(name, config, data_root)
     train, validation = splits["train"], splits.get("validation")
-    if validation is not None and all(label in HIDDEN_LABELS for label in _column(validation, config.label)):
+    if validation is not None and _are_hidden(config.label, validation, train):
         validation = None
     labels = _labels(name, config, train)
     numbered = config.type == "multiple_choice" or isinstance(train.features.get(config.label), ClassLabel)
@@ -165,14 +163,22 @@ def _labels(name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
     feature = train.features.get(config.label)
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
-    found = {value for value in _column(train, config.label) if value not in (None, "")}
+    found = [value for value in _column(train, config.label) if value not in (None, "")]
+    if any(isinstance(value, (list, dict)) for value in found[:1]):
+        raise UserError(f"tasks.{name}.label: '{config.label}' holds {found[0]!r}; a class is a text or a number")
     numbers = all(isinstance(value, (int, float)) for value in found)
-    labels = tuple(str(value) for value in (sorted(found) if numbers else sorted(found, key=str)))
+    labels = tuple(dict.fromkeys(map(label_text, sorted(set(found), key=None if numbers else str))))
     if len(labels) < 2:
         raise UserError(
             f"tasks.{name}.label: '{config.label}' holds {list(labels)} in train; a class needs another class"
         )
     return labels
+
+
+def _are_hidden(label: str, validation: Dataset, train: Dataset) -> bool:
+    """Whether no row has a label, as in the test splits on the hub: all empty, or all -1 where train has no -1."""
+    values = list(_column(validation, label))
+    return all(value in (None, "", -1) for value in values) and not (-1 in values and -1 in _column(train, label))
 
 
 def _column(dataset: Dataset, path: str) -> Iterable[Any]:

@@ -69,14 +69,20 @@ def encode_rows(
             firsts += [texts[0]] * len(options)
             seconds += [" ".join([*texts[1:], option]) for option in options]
             if choice_labels:
-                known = {str(name): i for i, name in enumerate(value_at(row, choice_labels))}
+                names = value_at(row, choice_labels)
+                if not isinstance(names, list):
+                    raise UserError(f"{where}: column '{choice_labels}' holds {names!r}, not the names of the choices")
+                known = {label_text(name): i for i, name in enumerate(names[: len(options)])}
+            elif isinstance(value, bool):
+                value = int(value)
         else:
             firsts.append(texts[0])
             seconds += texts[1:]
         if task_type != "regression":
-            if known.get(str(value), num_choices or len(label_numbers)) >= (num_choices or len(label_numbers)):
-                raise UserError(f"{where}: label {value!r} in column '{label}' is not one of {', '.join(known)}")
-            labels.append(known[str(value)])
+            if label_text(value) not in known:
+                some = ", ".join(list(known)[:20]) + (f", … ({len(known):,} in all)" if len(known) > 20 else "")
+                raise UserError(f"{where}: label {value!r} in column '{label}' is not one of {some}")
+            labels.append(known[label_text(value)])
 
     encoded = tokenizer(firsts, seconds or None, truncation="longest_first", max_length=max_length)
     step = num_choices or 1
@@ -90,6 +96,11 @@ def encode_rows(
         "tokens": [sum(lengths[i : i + step]) for i in starts],
         "truncated": [sum(cut[i : i + step]) for i in starts],
     }
+
+
+def label_text(value: Any) -> str:
+    """The text by which a label is known: the files of two splits may hold 1, 1.0 and "1" for the same."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def value_at(value: Any, path: str) -> Any:

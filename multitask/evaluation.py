@@ -33,6 +33,9 @@ def predict(
 
     Returns:
         Logits of shape (rows, outputs), in the order of the split, the same on every process.
+
+    Raises:
+        FloatingPointError: if one of them is infinite or not a number.
     """
     by_length = np.argsort(split.length, kind="stable")
     own = by_length[accelerator.process_index :: accelerator.num_processes]
@@ -47,6 +50,8 @@ def predict(
     in_order = np.full((len(split), every_logit.shape[1]), np.nan, np.float32)
     in_order[every_number[every_number >= 0]] = every_logit[every_number >= 0]
     assert len(np.unique(every_number[every_number >= 0])) == len(split), "a row was lost"
+    if not np.isfinite(in_order).all():
+        raise FloatingPointError(f"the outputs for task {task} are not finite; a lower learning rate often helps")
     return in_order
 
 

@@ -12,6 +12,9 @@ def export_tasks(model: MultitaskModel, tokenizer: PreTrainedTokenizerBase, fold
 
     `AutoModelFor….from_pretrained(folder/TASK)` and `transformers.pipeline` read it without this project.
     """
+    # As the tokenizer came: what tokenising left in it depends on whether the cache had the rows.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     for name, task_model in model.tasks.items():
         assert isinstance(task_model, PreTrainedModel)
         task_model.save_pretrained(folder / name)

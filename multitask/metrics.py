@@ -63,10 +63,12 @@ def _macro_f1(references: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def _pearson(references: np.ndarray, predictions: np.ndarray) -> float:
-    """Pearson's correlation."""
-    return stats.pearsonr(references, predictions).statistic
+    """Pearson's correlation; NaN where one side is constant."""
+    defined = np.ptp(references) and np.ptp(predictions)
+    return stats.pearsonr(references, predictions).statistic if defined else np.nan
 
 
 def _spearmanr(references: np.ndarray, predictions: np.ndarray) -> float:
-    """Spearman's rank correlation."""
-    return stats.spearmanr(references, predictions).statistic
+    """Spearman's rank correlation; NaN where one side is constant."""
+    defined = np.ptp(references) and np.ptp(predictions)
+    return stats.spearmanr(references, predictions).statistic if defined else np.nan

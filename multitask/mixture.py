@@ -11,7 +11,10 @@ Rows = NDArray[np.int64]
 
 
 def sampling_shares(
-    sampling: str, sizes: Mapping[str, int], temperature: float = 1.0, weights: Mapping[str, float] | None = None
+    sampling: str,
+    sizes: Mapping[str, int],
+    temperature: float | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, Fraction]:
     """Each task's share of the examples, as exact fractions that add up to 1.
 
@@ -19,7 +22,7 @@ def sampling_shares(
         sampling: `proportional` to the sizes, `uniform`, `temperature` (sizes to the power 1/temperature, as in
             Raffel et al. 2020, section 3.5.2, https://arxiv.org/abs/1910.10683) or `weights`.
         sizes: rows of each task.
-        temperature: for `temperature`; above 0.
+        temperature: for `temperature`; above 0. 1 is proportional, towards infinity it becomes uniform.
         weights: for `weights`; any non-negative numbers.
     """
     if sampling == "weights":
@@ -28,6 +31,7 @@ def sampling_shares(
     elif sampling == "uniform":
         raw = {task: Fraction(1) for task in sizes}
     elif sampling == "temperature":
+        assert temperature is not None
         # Relative to the largest task, so that no temperature can overflow.
         largest = max(sizes.values())
         raw = {task: Fraction((size / largest) ** (1 / temperature)) for task, size in sizes.items()}

@@ -1,15 +1,20 @@
 """One encoder that all tasks share, one head per task, made of the classes that `transformers` ships."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import Task
 from .errors import UserError, first_line
 from .mixture import key_of
+
+# Families that count positions from behind the padding token's.
+PADDED_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
 
 class MultitaskModel(nn.Module):
@@ -20,15 +25,19 @@ class MultitaskModel(nn.Module):
     classes of a family have one where others have not.
     """
 
-    def __init__(self, models: Mapping[str, PreTrainedModel]):
+    def __init__(self) -> None:
         super().__init__()
-        shared, *others = models.values()
-        for model in others:
-            for name, _ in _shared_children(model):
-                setattr(model.base_model, name, getattr(shared.base_model, name))
-        # Registered first, so that the encoder's parameters carry one name that belongs to no task.
-        self.encoder = nn.ModuleDict(dict(_shared_children(shared)))
-        self.tasks = nn.ModuleDict(models)
+        # First, so that the encoder's parameters carry one name that belongs to no task.
+        self.encoder = nn.ModuleDict()
+        self.tasks = nn.ModuleDict()
+
+    def add_task(self, name: str, model: PreTrainedModel) -> None:
+        """Takes a task model in; its own encoder gives way to the shared one, which is the first task's."""
+        for child_name, child in _shared_children(model):
+            if not self.tasks:
+                self.encoder[child_name] = child
+            setattr(model.base_model, child_name, self.encoder[child_name])
+        self.tasks[name] = model
 
     def forward(self, batches: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Runs the encoder and a task's head on each task's batch.
@@ -85,7 +94,15 @@ def load_tokenizer(encoder: str, max_length: int) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         lacks = "padding token" if tokenizer.is_fast else "fast tokenizer"
         raise UserError(f"model.encoder: '{encoder}' has no {lacks}, which training needs")
-    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", tokenizer.model_max_length))
+    if 2 * len(tokenizer) < config.vocab_size:
+        raise UserError(
+            f"model.encoder: '{encoder}' has a tokenizer of {len(tokenizer)} tokens where the encoder knows "
+            f"{config.vocab_size}; its tokenizer files are missing"
+        )
+    positions = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
+    if config.model_type in PADDED_POSITIONS:
+        positions -= config.pad_token_id + 1
+    longest = min(tokenizer.model_max_length, positions)
     if max_length > longest:
         raise UserError(f"model.max_length: {max_length} is more than the {longest} tokens that '{encoder}' reads")
     return tokenizer
@@ -106,33 +123,46 @@ def build_model(encoder: str, tasks: Sequence[Task], dropout: float | None = Non
     Raises:
         UserError: if the encoder cannot be found or has no such head in `transformers`.
     """
-    models = {}
+    multitask_model = MultitaskModel()
     for task in tasks:
         config = _load_config(encoder)
         if dropout is not None:
             _set_dropout(config, dropout)
-        if task.type.problem_type:
-            config.problem_type = task.type.problem_type
-            names = task.labels or ("score",)
-            config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        config.problem_type = task.type.problem_type
+        names = task.labels or ("score",)
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
         torch.manual_seed(key_of(seed, task.name))
         try:
             model, loading = task.type.auto_class.from_pretrained(
                 encoder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"model.encoder: '{encoder}' for task {task.name}: {first_line(error)}") from error
         shared = tuple(f"{model.base_model_prefix}.{name}." for name, _ in _shared_children(model))
-        absent = sorted(str(key) for key in loading["missing_keys"] if str(key).startswith(shared))
+        not_loaded = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+        absent = sorted(key for key in not_loaded if key.startswith(shared))
         if absent:
             raise UserError(
-                f"model.encoder: '{encoder}' lacks weights of its encoder: {absent[0]} ({len(absent)} in all)"
+                f"model.encoder: '{encoder}' lacks weights that its configuration asks for: "
+                f"{absent[0]} ({len(absent)} in all)"
             )
-        if config.problem_type == "regression":
+        _reset_classifier(model)
+        if task.type.name == "regression":
             head = next(m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
             nn.init.constant_(head.bias, float(np.mean(task.train.rows["label"])))
-        models[task.name] = model
-    return MultitaskModel(models)
+        multitask_model.add_task(task.name, model)
+    return multitask_model
+
+
+def _reset_classifier(model: PreTrainedModel) -> None:
+    """Draws the output layers anew, also where the encoder's folder was saved from a task model and had its own."""
+    classifier = model.classifier
+    assert isinstance(classifier, nn.Module)
+    for module in classifier.modules():
+        loaded: list[Any] = [module, *module.parameters(recurse=False)]
+        for part in loaded:
+            part._is_hf_initialized = False  # the mark that makes transformers leave it as it is
+        model._init_weights(module)
 
 
 def _load_config(encoder: str) -> PreTrainedConfig:

@@ -24,15 +24,23 @@ HARMLESS = {
 
 
 def check_run_folder(folder: Path, config: Config) -> None:
-    """Refuses a folder that holds another configuration's run.
+    """Refuses a folder that holds another configuration's run, or something else.
 
     Raises:
-        UserError: naming the first setting that differs.
+        UserError: naming the first setting that differs, or what is there.
     """
-    if not (folder / "config.yaml").exists():
+    path = folder / "config.yaml"
+    if not path.exists():
+        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        if there:
+            raise UserError(f"training.output_dir: {folder} holds no run but {there[0]}; give the run a new folder")
         return
-    earlier = flatten(yaml.safe_load((folder / "config.yaml").read_text()))
-    now = flatten(yaml.safe_load(to_yaml(config)))
+    try:
+        earlier_tree = yaml.safe_load(path.read_text())
+        earlier = flatten(earlier_tree) | {"the order of tasks": list(earlier_tree["tasks"])}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"training.output_dir: {path} is not the configuration of a run; remove it") from error
+    now = flatten(yaml.safe_load(to_yaml(config))) | {"the order of tasks": list(config.tasks)}
     for key in sorted((earlier.keys() | now.keys()) - HARMLESS):
         if earlier.get(key) != now.get(key):
             raise UserError(
@@ -48,12 +56,12 @@ def open_run_folder(folder: Path, config: Config) -> None:
         UserError: if the folder cannot be written to.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "export").mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "metrics.json"):
+            (folder / name).unlink(missing_ok=True)
         (folder / "config.yaml").write_text(to_yaml(config))
     except OSError as error:
-        raise UserError(f"training.output_dir: {folder} cannot be written: {error.strerror}") from error
-    for name in ("metrics.jsonl", "metrics.json"):
-        (folder / name).unlink(missing_ok=True)
+        raise UserError(f"training.output_dir: {error.filename} cannot be written: {error.strerror}") from error
 
 
 def append_metrics(folder: Path, step: int, values: dict[str, float]) -> None:

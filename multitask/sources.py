@@ -24,31 +24,35 @@ def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[st
     Raises:
         UserError: for a file, dataset, subset, split or column that is not there, naming those that are.
     """
-    mirrored = find_in_mirror(config.dataset, data_root, "data_root")
-    source = mirrored or FILE_FORMATS.get(config.dataset, config.dataset)
-    if not Path(source).is_dir() and config.dataset not in FILE_FORMATS:
-        go_offline_if_unreachable()
     key = f"tasks.{name}"
+    is_local = config.dataset in FILE_FORMATS
+    mirrored = None if is_local else find_in_mirror(config.dataset, data_root, "data_root")
+    source = FILE_FORMATS.get(config.dataset) or mirrored or config.dataset
+    if not is_local and not Path(source).is_dir():
+        if source.startswith((".", "/", "~")):
+            raise UserError(f"{key}.dataset: there is no folder {source} (seen from {Path.cwd()})")
+        go_offline_if_unreachable()
     files = config.data_files or {}
-    if config.dataset in FILE_FORMATS:
-        for split, patterns in files.items():
-            _check_files(f"{key}.data_files.{split}", [patterns] if isinstance(patterns, str) else patterns)
+    for split, patterns in files.items() if is_local else ():
+        _check_files(f"{key}.data_files.{split}", [patterns] if isinstance(patterns, str) else patterns)
+    # What pandas would take for a missing value, such as "NA" or "None", is a text like any other.
+    options: dict[str, Any] = {"keep_default_na": False} if source == "csv" else {}
     try:
-        if config.dataset in FILE_FORMATS:  # split by split, as one may have columns that another has not
-            datasets = {s: load_dataset(source, data_files={s: of_split}, split=s) for s, of_split in files.items()}
+        if is_local:  # split by split, as one may have columns that another has not
+            datasets = {s: load_dataset(source, data_files={s: f}, split=s, **options) for s, f in files.items()}
         else:
             datasets = load_dataset(source, config.subset, data_files=config.data_files)
-    except DatasetNotFoundError as error:
-        raise UserError(f"{key}.dataset: {first_line(error)}{_searched(config.dataset, data_root)}") from error
-    except ConnectionError as error:
-        found = f"{key}.dataset: the hub cannot be reached for '{config.dataset}'"
-        raise UserError(found + _searched(config.dataset, data_root)) from error
+    except (DatasetNotFoundError, ConnectionError) as error:
+        reason = "the hub cannot be reached for" if isinstance(error, ConnectionError) else "the hub does not have"
+        raise UserError(f"{key}.dataset: {reason} '{config.dataset}'{_searched(config.dataset, data_root)}") from error
     except DatasetGenerationError as error:
-        cause = error.__cause__ or error
-        raise UserError(f"{key}: {config.data_files or source} cannot be read: {first_line(cause)}") from error
-    except (ValueError, FileNotFoundError) as error:
-        where = "subset" if "Config" in str(error) else "dataset"
-        raise UserError(f"{key}.{where}: {config.subset or source}: {first_line(error)}") from error
+        raise UserError(f"{key}: {files or source} cannot be read: {first_line(error.__cause__ or error)}") from error
+    except (ValueError, OSError) as error:
+        if "corresponds to no data" in str(error):
+            raise UserError(f"{key}.data_files: one of {files} has no rows") from error
+        where = "subset" if "config" in str(error).lower() else "dataset"
+        reason = str(error).split("Example of usage")[0]
+        raise UserError(f"{key}.{where}: {config.subset or source}: {reason}") from error
 
     splits = {}
     for role, wanted in (("train", config.train_split), ("validation", config.validation_split)):
@@ -66,16 +70,24 @@ def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[st
 
 
 def _check_files(key: str, patterns: list[str]) -> None:
+    if not patterns:
+        raise UserError(f"{key}: there is no file in the list")
     for pattern in patterns:
         found = glob(pattern, recursive=True)
-        if "://" not in pattern and not found:
+        if "://" not in pattern and not found and not Path(pattern).exists():
             raise UserError(f"{key}: there is no file {pattern} (seen from {Path.cwd()})")
-        for file in found:
-            if not os.path.getsize(file):
+        for file in map(Path, found):
+            if file.is_dir():
+                raise UserError(f"{key}: {file} is a folder, not a file")
+            if not os.access(file, os.R_OK):
+                raise UserError(f"{key}: {file} cannot be read: permission denied")
+            if not file.stat().st_size:
                 raise UserError(f"{key}: {file} has no rows")
 
 
 def _searched(dataset: str, data_root: str | None) -> str:
+    if "/" not in dataset:
+        return hint(dataset, FILE_FORMATS, "formats of local files")
     if data_root is None:
         return "; --data_root DIR reads it from a folder"
     there = [f"{path.parent.name}/{path.name}" for path in Path(data_root).glob("*/*") if path.is_dir()]

@@ -10,13 +10,14 @@ from .model import MultitaskModel
 
 def tasks_table(tasks: Sequence[Task], shares: Mapping[str, Fraction], batch_size: int, max_steps: int) -> str:
     """One row a task: training rows, their tokens, share of the examples, examples a step, passes over the rows."""
-    lines = [("task", "type", "rows", "validation", "tokens", "share", "examples/step", "passes")]
+    lines = [("task", "type", "outputs", "rows", "validation", "tokens", "share", "examples/step", "passes")]
     for task in tasks:
         share = float(shares[task.name])
         lines.append(
             (
                 task.name,
                 task.type.name,
+                f"{len(task.labels)}" if task.labels else "a number",
                 f"{len(task.train):,}",
                 f"{len(task.validation):,}" if task.validation else "none",
                 f"{task.train.tokens.sum():,}",
@@ -41,10 +42,18 @@ def parameters_table(model: MultitaskModel) -> str:
     return format_table(lines)
 
 
-def oddities(tasks: Sequence[Task], max_tokens_per_pass: int) -> list[str]:
-    """A sentence for whatever about the data is worth knowing before hours are spent on it."""
+def oddities(tasks: Sequence[Task], num_examples: Mapping[str, int], max_tokens_per_pass: int) -> list[str]:
+    """A sentence for whatever is worth knowing before hours are spent on it.
+
+    Args:
+        tasks: those of the run.
+        num_examples: how many examples each gets in the whole run.
+        max_tokens_per_pass: in padded tokens.
+    """
     notes = []
     for task in tasks:
+        if not num_examples[task.name]:
+            notes.append(f"{task.name}: its share is too small for a single example in this run; it is not trained")
         splits = [split for split in (task.train, task.validation) if split]
         cut, sequences = sum(s.truncated for s in splits), sum(len(s) * s.sequences for s in splits)
         if cut:

@@ -41,6 +41,10 @@ def test_devices_and_passes_share_a_step_without_loss_or_double(max_tokens, num_
         ]
         assert len({len(item.passes) for item in items}) == 1
         assert len({item[1:] and (item.tokens, item.padded_tokens) for item in items}) == 1
+        for task in SPLITS:
+            for device, item in enumerate(items):
+                own = torch.cat([part[task]["labels"] for part in item.passes]).tolist()
+                assert sorted(own) == sorted(mixture(step)[task][device::num_devices].tolist())
         real = padded = 0
         for task, split in SPLITS.items():
             batches = [part[task] for item in items for part in item.passes]

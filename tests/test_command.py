@@ -39,7 +39,7 @@ def test_values_come_from_the_defaults_the_file_and_the_command_line(mixture_con
     assert config.training.learning_rate == 2e-5
     assert (config.tasks["animal"].weight, config.tasks["similar"].weight) == (2, 1)
     assert config.tasks["animal"].metrics == ["f1", "accuracy"]
-    assert (command.dry_run, command.debug, config.data_root) == (True, False, "/from/environment")
+    assert (command.dry_run, config.data_root) == (True, "/from/environment")
     assert read_command(["--config", path, "--data_root", "/given"]).config.data_root == "/given"
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.training.seed = 1
@@ -108,7 +108,15 @@ OPTIONS = {
     "--training.batch_size 2": "training.batch_size: 2 examples a step cannot hold one of each of 3 tasks",
     "--training.max_steps 0": "training.max_steps: 0 is not a positive number",
     "--training.max_steps 1.5": "--training.max_steps: found 1.5, expected int | null",
-    "--training.warmup_ratio 2": "training.warmup_ratio: 2.0 is not in the range 0 <= warmup_ratio <= 1",
+    "--training.warmup_ratio 1": "training.warmup_ratio: 1.0 is not in the range 0 <= warmup_ratio < 1",
+    "--training.seed [1": "--training.seed: found '[1', expected int",
+    "--training.output_dir=": "training.output_dir: empty; a run needs a folder of its own",
+    "--tasks.animals.weight 2": "--tasks.animals: there is no such task; did you mean 'animal'? (tasks: animal, choice, similar)",
+    "--tasks.animal.subset x": "tasks.animal.subset: has no effect with dataset: json",
+    "--tasks.animal.validation_split dev": "tasks.animal.data_files.validation: not used; name it 'validation', or set validation_split: validation",
+    "--tasks.choice.choices [a]": "tasks.choice.choices: ['a'] is one column; give its name alone if it holds the list",
+    "--mixture.sampling temperature": "mixture.temperature: missing; it is needed with sampling: temperature",
+    "--mixture.temperature 2": "mixture.temperature: has no effect with sampling: proportional",
     "--model.dropout 1": "model.dropout: 1.0 is not in the range 0 <= dropout < 1",
     "--training.output_dir $PATH": "training.output_dir: $PATH is a file; a run needs a folder of its own",
     "--config nothing.yaml": "--config: there is no file 'nothing.yaml' (in .: none)",
@@ -149,7 +157,11 @@ FILES = {
     "tasks: [a]": "FILE: tasks: found ['a'], expected dict[str, multitask.config.TaskConfig]",
     "tasks: {a: {dataset: csv, inputs: [a]}}": "FILE: tasks.a.type: missing",
     "tasks: {a: {type: regresion, dataset: csv, inputs: [a]}}": "FILE: tasks.a.type: unknown value 'regresion'; did you mean 'regression'? (valid: classification, multiple_choice, regression)",
-    "tasks: {a/b: {type: regression, dataset: x, inputs: [a]}}": "tasks.a/b: a task's name becomes a folder: letters, digits, '_' and '-' only",
+    "tasks: {a/b: {type: regression, dataset: x, inputs: [a]}}": "tasks.a/b: a task's name becomes a folder: text of letters, digits, '_' and '-'",
+    "tasks: {2024: {type: regression, dataset: x, inputs: [a]}}": "tasks.2024: a task's name becomes a folder: text of letters, digits, '_' and '-'",
+    "tasks: {training: {type: regression, dataset: x, inputs: [a]}}": "tasks.training: the name 'training' is taken by PyTorch's modules; choose another",
+    "tasks: {a: {type: regression, dataset: '', inputs: [a]}}": "tasks.a.dataset: empty; a hub id, a folder, or one of csv, json, jsonl, parquet",
+    "mixture:": "FILE: mixture: found None, expected keys (of these: sampling, temperature, weights)",
     "tasks: {train: {type: regression, dataset: x, inputs: [a]}}": "tasks.train: the name 'train' is taken by PyTorch's modules; choose another",
     "training: {batchsize: 3}": "FILE: training.batchsize: unknown key; did you mean 'batch_size'? (valid: ",
     "training: {batch_size: many}": "FILE: training.batch_size: found 'many', expected int",
@@ -166,6 +178,23 @@ def test_mistakes_in_the_file(mixture_config, tmp_path, change):
     with pytest.raises(UserError) as raised:
         read_command(["--config", str(path)])
     assert str(raised.value).startswith(FILES[change].replace("FILE", str(path)))
+
+
+def test_a_folder_for_a_file_and_a_name_with_a_space(mixture_config, write_config, tmp_path):
+    with pytest.raises(UserError) as raised:
+        read_command(["--config", str(tmp_path)])
+    assert str(raised.value).startswith(f"--config: '{tmp_path}' is a folder")
+    assert read_command(["--config", write_config(mixture_config, "my mixture.yaml")]).config.tasks
+
+
+def test_keys_may_be_merged(mixture_config, tmp_path):
+    mixture_config.pop("tasks")
+    path = tmp_path / "merged.yaml"
+    task = "{type: regression, dataset: json, data_files: {train: x}, inputs: [a]}"
+    tasks = f"tasks:\n  one: &one {task}\n  two:\n    <<: *one\n    weight: 2\n    inputs: [b]\n"
+    path.write_text(yaml.safe_dump(mixture_config) + tasks)
+    config = read_command(["--config", str(path)]).config
+    assert (config.tasks["two"].weight, config.tasks["two"].inputs, config.tasks["two"].dataset) == (2, ["b"], "json")
 
 
 def test_a_file_that_is_not_a_mapping(tmp_path):

@@ -91,11 +91,51 @@ def test_dotted_paths_lead_through_mappings_and_lists(load):
         (["yes", "no", "yes"], ("no", "yes"), [1, 0, 1]),
         ([10, 9, 10], ("9", "10"), [1, 0, 1]),
         ([True, False, True], ("False", "True"), [1, 0, 1]),
+        ([-1, 1, -1], ("-1", "1"), [0, 1, 0]),
+        ([1.0, 0.0, 1.0], ("0", "1"), [1, 0, 1]),
+        ([0.5, 0.25, 0.5], ("0.25", "0.5"), [1, 0, 1]),
     ],
 )
 def test_kinds_of_labels(load, values, labels, numbers):
     task = load([{"a": "cat", "label": v} for v in values], type="classification", inputs=["a"])
     assert (task.labels, task.train.rows["label"][:]) == (labels, numbers)
+
+
+def test_splits_may_write_the_same_label_differently(load):
+    """A column of whole numbers becomes one of floats as soon as a file has an empty cell in it."""
+    train = [{"a": "cat", "label": 1}, {"a": "dog", "label": 0}]
+    options = {"type": "classification", "inputs": ["a"]}
+    for value in (1.0, "1", 1):
+        task = load(train, [{"a": "cat", "label": value}], **options)
+        assert task.validation.rows["label"][:] == [1]
+
+
+def test_the_right_choice_may_be_a_float_or_a_boolean(load):
+    rows = [{"q": "cat", "options": ["a", "b"], "label": value} for value in (True, False)]
+    options = {"type": "multiple_choice", "inputs": ["q"], "choices": "options"}
+    assert load(rows, **options).train.rows["label"][:] == [1, 0]
+    assert load([row | {"label": float(row["label"])} for row in rows], **options).train.rows["label"][:] == [1, 0]
+
+
+def test_minus_one_is_a_label_where_train_has_it(load):
+    train = [{"a": "cat", "label": -1}, {"a": "dog", "label": 1}]
+    for kind in ("classification", "regression"):
+        task = load(train, train[:1], type=kind, inputs=["a"])
+        assert len(task.validation) == 1
+        assert load(train[1:] * 2 + [train[1] | {"label": 0}], train[:1], type=kind, inputs=["a"]).validation is None
+
+
+def test_a_csv_file_says_what_it_says(load, tmp_path):
+    """What pandas would take for a missing value is a text like any other."""
+    path = tmp_path / "words.csv"
+    path.write_text('text,topic\nNA,None\n"cat, ""dog""\nbird",null\nnull,None\n')
+    task = load(
+        [], type="classification", dataset="csv", data_files={"train": str(path)}, inputs=["text"], label="topic"
+    )
+    assert task.labels == ("None", "null") and task.train.rows["label"][:] == [0, 1, 0]
+    path.write_text("text,topic\ncat,1\ndog,\n")
+    with pytest.raises(UserError, match="tasks.t: train row 1: the label in column 'topic' is empty"):
+        load([], type="regression", dataset="csv", data_files={"train": str(path)}, inputs=["text"], label="topic")
 
 
 def hub_folder(tmp_path, train, validation=None, features=None):
@@ -253,6 +293,30 @@ MISTAKES = {
         CHOOSE | {"choice_labels": None},
         "tasks.t: train row 0: label 2 in column 'label' is not one of 0, 1",
     ),
+    "names of choices missing": (
+        [CHOICES[0], CHOICES[0] | {"names": None}],
+        None,
+        CHOOSE,
+        "tasks.t: train row 1: column 'names' holds None, not the names of the choices",
+    ),
+    "names of choices in one text": (
+        [CHOICES[0] | {"names": "AB"}],
+        None,
+        CHOOSE,
+        "tasks.t: train row 0: column 'names' holds 'AB', not the names of the choices",
+    ),
+    "a list of classes": (
+        [{"a": "cat", "label": ["x"]}],
+        None,
+        CLASSIFY,
+        "tasks.t.label: 'label' holds ['x']; a class is a text or a number",
+    ),
+    "many classes": (
+        [{"a": "cat", "label": i} for i in range(30)],
+        [{"a": "cat", "label": 30}],
+        CLASSIFY,
+        "tasks.t: validation row 0: label 30 in column 'label' is not one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, … (30 in all)",
+    ),
     "no validation split": (
         CLASSES,
         CLASSES,
@@ -304,6 +368,15 @@ def test_mistakes_with_files_and_folders(load, encoders, tmp_path):
         "tasks.t.data_files.validation"
     )
     assert message(data_files={"train": str(empty)}) == f"tasks.t.data_files.train: {empty} has no rows"
+    assert message(data_files={"train": []}) == "tasks.t.data_files.train: there is no file in the list"
+    assert (
+        message(data_files={"train": str(tmp_path)}) == f"tasks.t.data_files.train: {tmp_path} is a folder, not a file"
+    )
+    header = tmp_path / "header.csv"
+    header.write_text("a,label\n")
+    assert "header.csv" in message(dataset="csv", data_files={"train": str(header)})
+    assert message(dataset="./nowhere").startswith("tasks.t.dataset: there is no folder ./nowhere (seen from ")
+    assert "; did you mean 'csv'? (formats of local files: csv, json, jsonl, parquet)" in message(dataset="cvs")
     assert message(data_files={"train": str(broken)}).startswith(f"tasks.t: {{'train': '{broken}'}} cannot be read: ")
     assert message(dataset="me/sett", data_root=root) == (
         "tasks.t.dataset: the hub cannot be reached for 'me/sett', "

@@ -40,9 +40,12 @@ def test_f1_of_several_classes_is_their_mean():
     assert result["f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
 
 
-@pytest.mark.filterwarnings("ignore:An input array is constant")
-def test_a_correlation_with_a_constant_is_not_a_number():
-    assert math.isnan(load_metric("pearson", 0).compute(references=[1.0, 2.0], predictions=[3.0, 3.0])["pearson"])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["pearson", "spearmanr"])
+def test_a_correlation_that_is_not_defined_is_not_a_number(name):
+    metric = load_metric(name, 0)
+    assert math.isnan(metric.compute(references=[1.0, 2.0], predictions=[3.0, 3.0])[name])
+    assert math.isnan(metric.compute(references=[1.0], predictions=[3.0])[name])
 
 
 def test_the_average_is_that_of_glue():

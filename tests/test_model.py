@@ -1,4 +1,6 @@
+import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -133,6 +135,7 @@ def test_a_head_depends_on_the_seed_and_its_name_alone(make):
     weight = all_three.tasks["animal"].classifier.weight
     assert torch.equal(weight, alone.tasks["animal"].classifier.weight)
     assert not torch.equal(weight, other.tasks["animal"].classifier.weight)
+    assert not torch.equal(all_three.tasks["similar"].classifier.weight, all_three.tasks["choice"].classifier.weight)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -189,9 +192,66 @@ def test_an_encoder_without_its_weights_is_refused(make, encoders, tmp_path):
     load_tokenizer(str(encoders("bert")), 8)
     tasks = make("bert")[1]
     with pytest.raises(
-        UserError, match=r"model.encoder: '.*half' lacks weights of its encoder: bert\.\S+ \(\d+ in all\)"
+        UserError,
+        match=r"model.encoder: '.*half' lacks weights that its configuration asks for: bert\.\S+ \(\d+ in all\)",
     ):
         build_model(str(folder), tasks)
+
+
+def test_an_encoder_of_another_size_than_its_weights_is_refused(make, encoders, tmp_path):
+    tasks = make("bert")[1]
+    for key, value in (("hidden_size", 32), ("vocab_size", 10)):
+        folder = tmp_path / key
+        shutil.copytree(encoders("bert"), folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(UserError, match=r"lacks weights that its configuration asks for: bert\.embeddings\."):
+            build_model(str(folder), tasks)
+
+
+def test_an_encoder_without_its_tokenizer_is_refused(encoders, tmp_path):
+    folder = tmp_path / "bare"
+    shutil.copytree(encoders("bert"), folder, ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(
+        UserError, match="model.encoder: '.*bare' has a tokenizer of 5 tokens where the encoder knows 26"
+    ):
+        load_tokenizer(str(folder), 64)
+
+
+def test_weights_that_are_no_weights_are_refused(make, encoders, tmp_path):
+    tasks = make("bert")[1]
+    shutil.copytree(encoders("bert"), tmp_path / "pointer")
+    (tmp_path / "pointer" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match="model.encoder: '.*pointer' for task similar: "):
+        build_model(str(tmp_path / "pointer"), tasks)
+
+
+def test_positions_that_padding_takes_are_not_counted(encoders, tmp_path):
+    folder = tmp_path / "roberta"
+    shutil.copytree(encoders("roberta"), folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    load_tokenizer(str(folder), 65)
+    with pytest.raises(UserError, match="model.max_length: 66 is more than the 65 tokens that"):
+        load_tokenizer(str(folder), 66)
+
+
+def test_a_head_is_new_also_on_an_encoder_saved_from_a_task_model(make, tmp_path):
+    model, tasks, tokenizer = make("bert", seed=5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05)
+    export_tasks(model, tokenizer, tmp_path)
+    again = build_model(str(tmp_path / "similar"), tasks, seed=5)
+    assert torch.equal(
+        again.encoder["embeddings"].word_embeddings.weight, model.encoder["embeddings"].word_embeddings.weight
+    )
+    for task in ("similar", "animal", "choice"):
+        assert not torch.equal(again.tasks[task].classifier.weight, model.tasks[task].classifier.weight)
+    assert again.tasks["choice"].config.problem_type is None
+    assert again.tasks["choice"].classifier.bias.item() == 0  # and not the mean of the right choices' positions
+    assert again.tasks["similar"].classifier.bias.item() == pytest.approx(np.mean(tasks[0].train.rows["label"]))
 
 
 def test_a_max_length_beyond_the_encoder_is_refused(encoders):

@@ -1,0 +1,27 @@
+import pytest
+
+from multitask.batches import Step
+from multitask.tracking import LogWindow, evaluation_values
+
+
+def test_a_window_averages_over_its_steps():
+    window = LogWindow()
+    window.add(Step([], {"a": 3, "b": 1, "c": 0}, 80, 100), 2.0, {"a": 6.0, "b": 5.0, "c": 0.0}, 0.5)
+    window.add(Step([], {"a": 2, "b": 2, "c": 0}, 100, 100), 1.0, {"a": 4.0, "b": 1.0, "c": 0.0}, 0.25)
+    assert window.values() == {
+        "train/loss": pytest.approx(1.5),
+        "train/a/loss": pytest.approx(2.0),  # 10 over 5 examples
+        "train/b/loss": pytest.approx(2.0),  # 6 over 3; c had no example and has no loss
+        "train/tokens_per_second": pytest.approx(180 / 0.75),
+        "train/padding_share": pytest.approx(0.1),
+    }
+
+
+def test_results_are_logged_by_name():
+    values = evaluation_values({"a": {"pearson": 0.5, "spearmanr": 0.7}, "b": {"accuracy": 1.0}})
+    assert values == {
+        "eval/a/pearson": 0.5,
+        "eval/a/spearmanr": 0.7,
+        "eval/b/accuracy": 1.0,
+        "eval/average": pytest.approx(0.8),
+    }
