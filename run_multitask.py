@@ -86,7 +86,7 @@ def main(command: Command, accelerator: Accelerator) -> None:
     if command.dry_run:
         accelerator.print(f"\n{to_yaml(config)}")
         return
-    mistakes = [None]
+    mistakes = [None]  # the main process writes, and tells the others if it cannot
     if accelerator.is_main_process:
         try:
             open_run_folder(folder, config)

@@ -88,6 +88,10 @@ def test_an_exported_task_is_an_ordinary_model_with_the_same_logits(make, family
     assert loaded.config.model_type == family
     labels = transformers.AutoConfig.from_pretrained(tmp_path / "animal").id2label
     assert labels == {0: "animal", 1: "none"}
+    tokenizer("the cat", truncation=True, max_length=3, padding="max_length")  # leaves its mark on the tokenizer
+    export_tasks(model, tokenizer, tmp_path)
+    settings = json.loads((tmp_path / "animal" / "tokenizer.json").read_text())
+    assert settings["truncation"] is None and settings["padding"] is None
     reloaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "animal")
     assert reloaded("the cat", "a dog") == tokenizer("the cat", "a dog")
 
