@@ -5,12 +5,16 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+import datasets.config
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from .config import FILE_FORMATS, TaskConfig
 from .errors import UserError, first_line, hint
 from .hub import find_in_mirror, go_offline_if_unreachable
+
+# Reading a local file is counted by a request to a server; a quick start without a network should not wait for it.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 
 def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[str, Dataset]:
@@ -39,9 +43,9 @@ def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[st
     options: dict[str, Any] = {"keep_default_na": False} if source == "csv" else {}
     try:
         if is_local:  # split by split, as one may have columns that another has not
-            datasets = {s: load_dataset(source, data_files={s: f}, split=s, **options) for s, f in files.items()}
+            found = {s: load_dataset(source, data_files={s: f}, split=s, **options) for s, f in files.items()}
         else:
-            datasets = load_dataset(source, config.subset, data_files=config.data_files)
+            found = load_dataset(source, config.subset, data_files=config.data_files)
     except (DatasetNotFoundError, ConnectionError) as error:
         reason = "the hub cannot be reached for" if isinstance(error, ConnectionError) else "the hub does not have"
         raise UserError(f"{key}.dataset: {reason} '{config.dataset}'{_searched(config.dataset, data_root)}") from error
@@ -56,10 +60,10 @@ def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[st
 
     splits = {}
     for role, wanted in (("train", config.train_split), ("validation", config.validation_split)):
-        if wanted in datasets:
-            splits[role] = datasets[wanted]
+        if wanted in found:
+            splits[role] = found[wanted]
         elif role == "train" or wanted not in (None, "validation"):
-            raise UserError(f"{key}.{role}_split: {source} has no split '{wanted}'{hint(wanted, datasets, 'splits')}")
+            raise UserError(f"{key}.{role}_split: {source} has no split '{wanted}'{hint(wanted, found, 'splits')}")
     if not len(splits["train"]):
         raise UserError(f"{key}: split '{config.train_split}' of {source} has no rows")
     if "validation" in splits and not len(splits["validation"]):
