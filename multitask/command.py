@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
-from .config import Config, check_config
+from .checks import check_config
+from .config import Config
 from .errors import UserError
 from .mistakes import check_complete, check_words
 

@@ -1,0 +1,84 @@
+"""What cannot be right in a configuration, whatever the data."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from torch import nn
+
+from .config import FILE_FORMATS, Config, TaskConfig, flatten
+from .errors import UserError, hint
+
+
+def check_config(config: Config) -> None:
+    """Refuses settings that contradict each other or lie outside their range.
+
+    Raises:
+        UserError: naming the key, what it holds and what would be right.
+    """
+    tasks, training, mixture = config.tasks, config.training, config.mixture
+    if not tasks:
+        raise UserError("tasks: there are none; a mixture needs at least one task")
+    for name, task in tasks.items():
+        _check_task(f"tasks.{name}", name, task)
+
+    positive = [f"training.{key}" for key in ("batch_size", "max_tokens_per_pass", "learning_rate", "logging_steps")]
+    positive += [f"training.{key}" for key in ("num_train_epochs", "max_steps", "eval_steps")]
+    positive += ["model.max_length", "mixture.temperature", "num_proc"]
+    positive += [f"tasks.{t}.{key}" for t in tasks for key in ("weight", "max_train_examples", "max_eval_examples")]
+    not_negative = [f"training.{key}" for key in ("seed", "weight_decay", "max_grad_norm", "dataloader_num_workers")]
+    values = flatten(dataclasses.asdict(config))
+    for key in positive + not_negative:
+        value = values[key]
+        if value is not None and not (0 < value < float("inf") or (value == 0 and key in not_negative)):
+            raise UserError(f"{key}: {value} is not a {'positive number' if key in positive else 'number from 0 up'}")
+    for key in ("training.warmup_ratio", "model.dropout"):
+        value = values[key]
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"{key}: {value} is not in the range 0 <= {key.split('.')[1]} < 1")
+
+    if training.batch_size < len(tasks):
+        raise UserError(
+            f"training.batch_size: {training.batch_size} examples a step cannot hold one of each of {len(tasks)} tasks"
+        )
+    if mixture.sampling == "weights":
+        weights = mixture.weights or {}
+        for name in sorted(weights.keys() - tasks.keys()):
+            raise UserError(f"mixture.weights: '{name}' is not a task{hint(name, tasks, 'tasks')}")
+        for name in sorted(tasks.keys() - weights.keys()):
+            raise UserError(f"mixture.weights: '{name}' has none; sampling: weights needs a number for each task")
+        if any(not 0 <= weight < float("inf") for weight in weights.values()) or not any(weights.values()):
+            raise UserError(f"mixture.weights: {weights} must be numbers from 0 up, at least one of them above 0")
+    elif mixture.weights:
+        raise UserError(f"mixture.weights: has no effect with sampling: {mixture.sampling}; use sampling: weights")
+    if (mixture.sampling == "temperature") != (mixture.temperature is not None):
+        found = "has no effect with" if mixture.temperature else "missing; it is needed with"
+        raise UserError(f"mixture.temperature: {found} sampling: {mixture.sampling}")
+    if not training.output_dir:
+        raise UserError("training.output_dir: empty; a run needs a folder of its own")
+    if Path(training.output_dir).is_file():
+        raise UserError(f"training.output_dir: {training.output_dir} is a file; a run needs a folder of its own")
+
+
+def _check_task(key: str, name: str, task: TaskConfig) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UserError(f"{key}: a task's name becomes a folder: text of letters, digits, '_' and '-'")
+    if hasattr(nn.ModuleDict(), name):
+        raise UserError(f"{key}: the name '{name}' is taken by PyTorch's modules; choose another")
+    if not 1 <= len(task.inputs) <= 2:
+        raise UserError(f"{key}.inputs: {len(task.inputs)} columns given, one or two are possible")
+    if task.type == "multiple_choice" and not task.choices:
+        raise UserError(f"{key}.choices: missing; type multiple_choice needs the column(s) that hold the choices")
+    for option in ("choices", "choice_labels"):
+        if task.type != "multiple_choice" and getattr(task, option):
+            raise UserError(f"{key}.{option}: has no effect with type {task.type}; it belongs to multiple_choice")
+    if isinstance(task.choices, list) and len(task.choices) < 2:
+        raise UserError(f"{key}.choices: {task.choices} is one column; give its name alone if it holds the list")
+    if not task.dataset:
+        raise UserError(f"{key}.dataset: empty; a hub id, a folder, or one of {', '.join(FILE_FORMATS)}")
+    if task.dataset in FILE_FORMATS and task.subset:
+        raise UserError(f"{key}.subset: has no effect with dataset: {task.dataset}")
+    for split in (task.data_files or {}).keys() - {task.train_split, task.validation_split, "test"}:
+        raise UserError(f"{key}.data_files.{split}: not used; name it 'validation', or set validation_split: {split}")
+    if task.dataset in FILE_FORMATS and not task.data_files:
+        raise UserError(f"{key}.data_files: missing; dataset: {task.dataset} needs {{train: FILE, validation: FILE}}")
