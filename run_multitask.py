@@ -37,6 +37,7 @@ from multitask.model import build_model, load_tokenizer
 from multitask.optim import build_optimizer, learning_rate_schedule
 from multitask.run_folder import append_metrics, check_run_folder, open_run_folder, write_results
 from multitask.summary import oddities, parameters_table, results_table, tasks_table
+from multitask.tasks import example_losses
 from multitask.tracking import LogWindow, evaluation_values
 
 
@@ -166,7 +167,7 @@ def main(command: Command, accelerator: Accelerator) -> None:
             with nullcontext() if is_last else accelerator.no_sync(model):
                 logits = model({name: of_task["inputs"] for name, of_task in part.items()})
                 sums = torch.stack(
-                    [task.type.loss(logits[task.name], part[task.name]["labels"]).sum() for task in tasks]
+                    [example_losses(task.type, logits[task.name], part[task.name]["labels"]).sum() for task in tasks]
                 )
                 loss = (weights * sums).sum() / training.batch_size
                 accelerator.backward(loss * accelerator.num_processes)

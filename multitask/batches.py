@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from .data import Split
 from .mixture import Mixture, Rows
+from .words import NO_LABEL
 
 # A batch of one task: "inputs", the keyword arguments of its model, and "labels".
 Batch = dict[str, dict[str, Tensor] | Tensor]
@@ -123,10 +124,11 @@ def collate(split: Split, rows: Sequence[int] | NDArray, pad_token_id: int) -> B
     """Pads some rows of a split into tensors.
 
     Returns:
-        `inputs`: tensors of shape (rows, tokens), or (rows, choices, tokens) for multiple choice; `labels`: (rows,).
+        `inputs`: tensors of shape (rows, tokens), or (rows, choices, tokens) for multiple choice; `labels`, where they
+        are known: (rows,), or (rows, labels or tokens) with `NO_LABEL` behind the end of a sequence.
     """
     columns = split.rows[np.asarray(rows, np.int64)] if len(rows) else {name: [] for name in split.rows.column_names}
-    labels = torch.tensor(columns.pop("label"), dtype=split.label_dtype)
+    labels = columns.pop("label", [])
     sequences = {name: [torch.tensor(s) for row in column for s in row] for name, column in columns.items()}
     inputs = {
         name: pad_sequence(of_name, batch_first=True, padding_value=pad_token_id if name == "input_ids" else 0)
@@ -139,4 +141,7 @@ def collate(split: Split, rows: Sequence[int] | NDArray, pad_token_id: int) -> B
         inputs["attention_mask"][row, : len(ids)] = 1
     if split.sequences > 1:
         inputs = {name: tensor.view(len(rows), split.sequences, tensor.shape[-1]) for name, tensor in inputs.items()}
-    return {"inputs": inputs, "labels": labels}
+    if labels and isinstance(labels[0], list):
+        lists = [torch.tensor(of_row, dtype=split.label_dtype) for of_row in labels]
+        return {"inputs": inputs, "labels": pad_sequence(lists, batch_first=True, padding_value=NO_LABEL)}
+    return {"inputs": inputs, "labels": torch.tensor(labels, dtype=split.label_dtype)}

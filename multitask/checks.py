@@ -65,8 +65,12 @@ def _check_task(key: str, name: str, task: TaskConfig) -> None:
         raise UserError(f"{key}: a task's name becomes a folder: text of letters, digits, '_' and '-'")
     if hasattr(nn.ModuleDict(), name):
         raise UserError(f"{key}: the name '{name}' is taken by PyTorch's modules; choose another")
-    if not 1 <= len(task.inputs) <= 2:
-        raise UserError(f"{key}.inputs: {len(task.inputs)} columns given, one or two are possible")
+    few, most, what = {
+        "token_classification": (1, 1, "the column with the words is needed"),
+        "question_answering": (2, 2, "those of the question and of its context are needed"),
+    }.get(task.type, (1, 2, "one or two are possible"))
+    if not few <= len(task.inputs) <= most:
+        raise UserError(f"{key}.inputs: {len(task.inputs)} columns given, {what}")
     if task.type == "multiple_choice" and not task.choices:
         raise UserError(f"{key}.choices: missing; type multiple_choice needs the column(s) that hold the choices")
     for option in ("choices", "choice_labels"):

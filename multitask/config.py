@@ -7,7 +7,27 @@ from typing import Any, Literal
 import yaml
 
 FILE_FORMATS = {"csv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet"}  # to what `datasets` calls them
-MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr", "mse"]
+TaskTypeName = Literal[
+    "regression",
+    "classification",
+    "multiple_choice",
+    "multi_label_classification",
+    "token_classification",
+    "question_answering",
+]
+MetricName = Literal[
+    "accuracy",
+    "exact_match",
+    "f1",
+    "f1_macro",
+    "f1_micro",
+    "matthews_correlation",
+    "mse",
+    "pearson",
+    "precision",
+    "recall",
+    "spearmanr",
+]
 
 
 @dataclass(frozen=True)
@@ -30,14 +50,17 @@ class TaskConfig:
     """One task: where its rows come from, which columns it reads, how it is measured.
 
     Args:
-        type: What the head predicts: a number, a class, or which of several choices is right.
+        type: What the head predicts: a number, a class, which of several choices is right, any number of labels,
+            a label for each word, or the part of a context that answers a question.
         dataset: Hub id, local folder, or the format of `data_files`: csv, json (also JSON Lines) or parquet.
-        inputs: One or two columns with text; dots lead into nested rows (`question.stem`).
+        inputs: One or two columns with text; dots lead into nested rows (`question.stem`). For token_classification
+            the column with the list of words; for question_answering those of the question and its context.
         subset: The dataset's configuration, where it has several.
         data_files: Local files per split, `{train: FILE, validation: FILE}`.
         train_split: Split to train on.
         validation_split: Split to evaluate on; null evaluates on none.
-        label: Column with the number, the class, or the right choice.
+        label: Column with the number, the class, the right choice, the list of labels, the list with a label for each
+            word, or the answers (as SQuAD has them, or a text).
         choices: For multiple_choice: a column that holds the list of choices, or a list of columns, one a choice.
         choice_labels: For multiple_choice: column with the choices' names, among which `label` is looked up;
             without it `label` is the index of the right choice, from 0.
@@ -47,7 +70,7 @@ class TaskConfig:
         max_eval_examples: Use only the first so many rows for evaluation.
     """
 
-    type: Literal["regression", "classification", "multiple_choice"]
+    type: TaskTypeName
     dataset: str
     inputs: list[str]
     subset: str | None = None

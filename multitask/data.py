@@ -1,7 +1,9 @@
 """A task ready to train: its rows tokenised once, cached by `datasets`, its labels known."""
 
+import inspect
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,15 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from . import answers, encoding, words
 from .config import TaskConfig
-from .encoding import encode_rows, label_text, value_at
+from .encoding import Layout, label_text, value_at
 from .errors import UserError, hint
+from .mixture import key_of
 from .sources import load_splits
-from .tasks import TASK_TYPES, TaskType
+from .tasks import TASK_TYPES, Task, TaskType
+
+COUNTS = ("length", "tokens", "truncated")
 
 
 @dataclass(frozen=True)
@@ -22,45 +28,44 @@ class Split:
     """The tokenised rows of one split.
 
     Args:
-        rows: columns `input_ids` (and `token_type_ids` where the encoder has them): one list of sequences a row;
-            `label`: float for regression, class or choice number otherwise.
+        rows: what the model reads: columns `input_ids` (and `token_type_ids` where the encoder has them): one list of
+            sequences a row; `label`, if they are known: a number, or a list with one number for each label or token.
+        notes: what else reading the predictions takes.
         sequences: sequences in each row: 1, or the number of choices.
         label_dtype: of the labels as a tensor.
         length: tokens of each row's longest sequence, shape (rows,).
         tokens: tokens of each row, all its sequences together, shape (rows,).
-        truncated: how many sequences were cut at the maximum length.
+        truncated: how many sequences lost a part of their text.
+        num_examples: rows of the dataset; each window of a long context is a row here.
     """
 
     rows: Dataset
+    notes: Dataset
     sequences: int
     label_dtype: torch.dtype
     length: NDArray[np.int32]
     tokens: NDArray[np.int32]
     truncated: int
+    num_examples: int
 
     def __len__(self) -> int:
         return len(self.length)
 
 
 @dataclass(frozen=True)
-class Task:
-    """One task, ready to train.
+class TaskData(Task):
+    """A task with its rows.
 
     Args:
-        name: its name in the configuration.
-        type: its head, loss and metrics.
-        labels: names of the classes; of the choices' positions for multiple choice; empty for regression.
         metrics: names of the metrics to report.
         weight: factor on the loss of each example.
         train: rows to train on.
         validation: rows to evaluate on, if there are any.
     """
 
-    name: str
-    type: TaskType
-    labels: tuple[str, ...]
-    metrics: tuple[str, ...]
-    weight: float
+    metrics: tuple[str, ...] = ()
+    weight: float = 1.0
+    _: KW_ONLY
     train: Split
     validation: Split | None
 
@@ -72,74 +77,94 @@ def load_task(
     max_length: int,
     data_root: str | None = None,
     num_proc: int | None = None,
-) -> Task:
+) -> TaskData:
     """Loads, checks and tokenises a task; from the second time on, out of the cache of `datasets`.
 
     Raises:
         UserError: for whatever the dataset does not hold or holds wrong, naming the split, the column or the row.
     """
     task_type = TASK_TYPES[config.type]
-    for metric in config.metrics:
-        if metric not in task_type.metrics:
-            raise UserError(
-                f"tasks.{name}.metrics: {metric} does not measure {config.type}{hint(metric, task_type.metrics)}"
-            )
     splits = load_splits(name, config, data_root)
     train, validation = splits["train"], splits.get("validation")
     if validation is not None and _are_hidden(config.label, validation, train):
         validation = None
     labels = _labels(name, config, train)
-    numbered = config.type == "multiple_choice" or isinstance(train.features.get(config.label), ClassLabel)
-    settings = {
-        "task": name,
-        "task_type": config.type,
-        "inputs": config.inputs,
-        "choices": config.choices,
-        "choice_labels": config.choice_labels,
-        "label": config.label,
-        "label_numbers": {str(i) if numbered else label: i for i, label in enumerate(labels)},
-        "num_choices": len(labels) if config.type == "multiple_choice" else None,
-        "tokenizer": tokenizer,
-        "max_length": max_length,
-    }
-
-    label_type = "float32" if config.type == "regression" else "int64"
-    counts = ("length", "tokens", "truncated")
-    features = Features({"input_ids": List(List(Value("int32"))), "label": Value(label_type)})
+    metrics = _metrics(name, config, labels)
+    layout = layout_of(config, labels, is_numbered=isinstance(_leaf(train.features.get(config.label)), ClassLabel))
+    features = Features({"input_ids": List(List(Value("int32")))})
     if "token_type_ids" in tokenizer.model_input_names:
         features["token_type_ids"] = List(List(Value("int8")))
-    features |= {name: Value("int32") for name in counts}
+    features |= task_type.columns | {count: Value("int32") for count in COUNTS}
+
+    source = str(key_of(*map(inspect.getsource, (encoding, words, answers))))
 
     def tokenise(dataset: Dataset, split: str, most: int | None) -> Split:
         dataset = dataset.select(range(min(most or len(dataset), len(dataset))))
-        rows = dataset.map(
-            encode_rows,
+        encoded = dataset.map(
+            task_type.encode,
             batched=True,
             with_indices=True,
             remove_columns=dataset.column_names,
             features=features,  # given, lest a column that keeps its name keep its type
-            fn_kwargs=settings | {"split": split},
+            fn_kwargs={
+                "where": f"tasks.{name}: {split}",
+                "layout": layout,
+                "tokenizer": tokenizer,
+                "max_length": max_length,
+                "source": source,
+            },
             num_proc=num_proc,
             desc=f"Tokenising {name} {split}",
         )
-        length, tokens, truncated = (np.asarray(rows.data.column(c)) for c in counts)
-        return Split(
-            rows=rows.remove_columns(list(counts)),
-            sequences=len(labels) if config.type == "multiple_choice" else 1,
-            label_dtype=getattr(torch, label_type),
-            length=length,
-            tokens=tokens,
-            truncated=int(truncated.sum()),
-        )
+        return as_split(encoded, layout.num_choices or 1, task_type, len(dataset))
 
-    return Task(
+    train_split = tokenise(train, config.train_split, config.max_train_examples)
+    return TaskData(
         name=name,
         type=task_type,
         labels=labels,
-        metrics=tuple(config.metrics) or task_type.metrics[: task_type.num_default_metrics],
+        mean=float(np.mean(train_split.rows["label"])) if config.type == "regression" else 0.0,
+        metrics=metrics,
         weight=config.weight,
-        train=tokenise(train, config.train_split, config.max_train_examples),
+        train=train_split,
         validation=validation and tokenise(validation, str(config.validation_split), config.max_eval_examples),
+    )
+
+
+def layout_of(config: TaskConfig, labels: tuple[str, ...], is_numbered: bool) -> Layout:
+    """Where in a task's rows the things are.
+
+    Args:
+        config: the task's.
+        labels: names of its labels.
+        is_numbered: whether rows hold the numbers of the labels, not their names.
+    """
+    is_choice = config.type == "multiple_choice"
+    return Layout(
+        task_type=config.type,
+        inputs=tuple(config.inputs),
+        label=config.label,
+        label_numbers={str(i) if is_numbered or is_choice else label: i for i, label in enumerate(labels)},
+        choices=tuple(config.choices) if isinstance(config.choices, list) else config.choices,
+        choice_labels=config.choice_labels,
+        num_choices=len(labels) if is_choice else None,
+    )
+
+
+def as_split(encoded: Dataset, sequences: int, task_type: TaskType, num_examples: int) -> Split:
+    """Parts what a type's `encode` made into what the model reads and what is known about it."""
+    length, tokens, truncated = (np.asarray(encoded.data.column(count)) for count in COUNTS)
+    read = [column for column in ("input_ids", "token_type_ids", "label") if column in encoded.column_names]
+    label = task_type.columns["label"]
+    return Split(
+        rows=encoded.select_columns(read),
+        notes=encoded.remove_columns([*read, *COUNTS]),
+        sequences=sequences,
+        label_dtype=getattr(torch, (label.feature if isinstance(label, List) else label).dtype),
+        length=length,
+        tokens=tokens,
+        truncated=int(truncated.sum()),
+        num_examples=num_examples,
     )
 
 
@@ -150,6 +175,8 @@ def _labels(name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
     """Names of the classes, or of the positions of the choices."""
     if config.type == "regression":
         return ()
+    if config.type == "question_answering":
+        return ("start", "end")
     if config.type == "multiple_choice":
         assert config.choices is not None
         if not isinstance(config.choices, str):
@@ -160,25 +187,47 @@ def _labels(name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
                 f"tasks.{name}.choices: '{config.choices}' holds {first!r}, not a list of two or more choices"
             )
         return tuple(str(position) for position in range(len(first)))
-    feature = train.features.get(config.label)
+    feature = _leaf(train.features.get(config.label))
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
-    found = [value for value in _column(train, config.label) if value not in (None, "")]
+    in_lists = config.type in ("multi_label_classification", "token_classification")
+    values = _column(train, config.label)
+    if in_lists:
+        values = (item for value in values for item in (value if isinstance(value, list) else [value]))
+    found = [value for value in values if value not in (None, "")]
     if any(isinstance(value, (list, dict)) for value in found[:1]):
         raise UserError(f"tasks.{name}.label: '{config.label}' holds {found[0]!r}; a class is a text or a number")
     numbers = all(isinstance(value, (int, float)) for value in found)
     labels = tuple(dict.fromkeys(map(label_text, sorted(set(found), key=None if numbers else str))))
-    if len(labels) < 2:
-        raise UserError(
-            f"tasks.{name}.label: '{config.label}' holds {list(labels)} in train; a class needs another class"
-        )
+    if len(labels) < (1 if config.type == "multi_label_classification" else 2):
+        lacking = "a class needs another class" if labels else "there is nothing to learn"
+        raise UserError(f"tasks.{name}.label: '{config.label}' holds {list(labels)} in train; {lacking}")
     return labels
+
+
+def _leaf(feature: Any) -> Any:
+    """The type of what stands in a column, or in the lists in it."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return feature
+
+
+def _metrics(name: str, config: TaskConfig, labels: tuple[str, ...]) -> tuple[str, ...]:
+    task_type = TASK_TYPES[config.type]
+    has_spans = config.type != "token_classification" or all(re.fullmatch("O|[BIESLU]-.+", label) for label in labels)
+    known = task_type.metrics if has_spans else ("accuracy",)
+    for metric in config.metrics:
+        if metric not in known:
+            why = config.type if has_spans else f"labels such as '{labels[0]}', which mark no spans (B-…, I-…, O)"
+            raise UserError(f"tasks.{name}.metrics: {metric} does not measure {why}{hint(metric, known)}")
+    return tuple(config.metrics) or known[: task_type.num_default_metrics]
 
 
 def _are_hidden(label: str, validation: Dataset, train: Dataset) -> bool:
     """Whether no row has a label, as in the test splits on the hub: all empty, or all -1 where train has no -1."""
     values = list(_column(validation, label))
-    return all(value in (None, "", -1) for value in values) and not (-1 in values and -1 in _column(train, label))
+    texts = (value.get("text") if isinstance(value, dict) else value for value in values)
+    return all(text in (None, "", -1, []) for text in texts) and not (-1 in values and -1 in _column(train, label))
 
 
 def _column(dataset: Dataset, path: str) -> Iterable[Any]:

@@ -1,6 +1,11 @@
-"""How a row becomes tokenised sequences and a number to predict."""
+"""How a row of texts becomes tokenised sequences and something to predict.
+
+Types that predict something of each token have modules of their own, `words.py` and `answers.py`.
+"""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -8,21 +13,38 @@ from transformers import PreTrainedTokenizerBase
 from .errors import UserError
 
 
-def encode_rows(
+@dataclass(frozen=True)
+class Layout:
+    """Where in a row the things are; dots lead into nested rows.
+
+    Args:
+        task_type: as in the configuration.
+        inputs: columns of the one or two texts; of the words; of the question and its context.
+        label: column of the label; None where there is none to read, as in prediction.
+        label_numbers: number of each known label, by its text.
+        choices: column of the list of choices, or the columns that hold one choice each.
+        choice_labels: column of the list of the choices' names.
+        num_choices: choices in every row of a multiple-choice task.
+    """
+
+    task_type: str
+    inputs: tuple[str, ...]
+    label: str | None = None
+    label_numbers: Mapping[str, int] = field(default_factory=dict)
+    choices: str | tuple[str, ...] | None = None
+    choice_labels: str | None = None
+    num_choices: int | None = None
+
+
+def encode_texts(
     rows: dict[str, list],
     numbers: list[int],
     *,
-    task: str,
-    split: str,
-    task_type: str,
-    inputs: list[str],
-    choices: str | list[str] | None,
-    choice_labels: str | None,
-    label: str,
-    label_numbers: dict[str, int],
-    num_choices: int | None,
+    where: str,
+    layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    source: str = "",
 ) -> dict[str, list]:
     """Tokenises a batch of rows; takes plain values, so that `datasets` can tell from them what its cache holds.
 
@@ -32,17 +54,11 @@ def encode_rows(
     Args:
         rows: columns with one value a row.
         numbers: each row's number in its split, for error messages.
-        task: name of the task, for error messages.
-        split: name of the split, for error messages.
-        task_type: regression, classification or multiple_choice.
-        inputs: dotted paths of one or two text columns.
-        choices: dotted path of the list of choices, or the columns that hold one choice each.
-        choice_labels: dotted path of the list of the choices' names.
-        label: dotted path of the label.
-        label_numbers: number of each known label, by its text.
-        num_choices: choices in every row.
+        where: the task and the split, for error messages.
+        layout: where in a row the things are.
         tokenizer: the encoder's.
         max_length: in tokens; longer sequences are cut, the longest part first.
+        source: not used; `datasets` knows a function by its name, so what the code is must be among the values.
 
     Returns:
         `input_ids` and what else the encoder reads: a list of sequences per row; `label`; `length`, tokens of the
@@ -53,49 +69,57 @@ def encode_rows(
     """
     firsts: list[str] = []
     seconds: list[str] = []
-    labels: list[float | int] = []
-    for number, values in zip(numbers, zip(*rows.values(), strict=True), strict=True):
-        row = dict(zip(rows, values, strict=True))
-        where = f"tasks.{task}: {split} row {number}"
-        texts = [_text(value_at(row, column), column, where) for column in inputs]
-        value = value_at(row, label)
-        if value is None or value == "":
-            raise UserError(f"{where}: the label in column '{label}' is empty")
-        if task_type == "regression":
-            labels.append(_number(value, label, where))
-        known = label_numbers
-        if task_type == "multiple_choice":
-            options = _choices(row, choices, num_choices, where)
+    labels: list[Any] = []
+    for number, row in zip(numbers, as_rows(rows), strict=True):
+        at = f"{where} row {number}"
+        texts = [text_at(row, column, at) for column in layout.inputs]
+        known = layout.label_numbers
+        if layout.task_type == "multiple_choice":
+            options = _choices(row, layout, at)
             firsts += [texts[0]] * len(options)
             seconds += [" ".join([*texts[1:], option]) for option in options]
-            if choice_labels:
-                names = value_at(row, choice_labels)
-                if not isinstance(names, list):
-                    raise UserError(f"{where}: column '{choice_labels}' holds {names!r}, not the names of the choices")
-                known = {label_text(name): i for i, name in enumerate(names[: len(options)])}
-            elif isinstance(value, bool):
-                value = int(value)
+            if layout.label is not None and layout.choice_labels:
+                known = _choice_numbers(row, layout, at)
         else:
             firsts.append(texts[0])
             seconds += texts[1:]
-        if task_type != "regression":
-            if label_text(value) not in known:
-                some = ", ".join(list(known)[:20]) + (f", … ({len(known):,} in all)" if len(known) > 20 else "")
-                raise UserError(f"{where}: label {value!r} in column '{label}' is not one of {some}")
-            labels.append(known[label_text(value)])
+        if layout.label is not None:
+            labels.append(_label(row, layout, known, at))
 
     encoded = tokenizer(firsts, seconds or None, truncation="longest_first", max_length=max_length)
-    step = num_choices or 1
-    starts = range(0, len(firsts), step)
-    lengths = [len(ids) for ids in encoded["input_ids"]]
     cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
-    columns = [name for name in ("input_ids", "token_type_ids") if name in encoded]
-    return {name: [encoded[name][i : i + step] for i in starts] for name in columns} | {
-        "label": labels,
-        "length": [max(lengths[i : i + step]) for i in starts],
-        "tokens": [sum(lengths[i : i + step]) for i in starts],
-        "truncated": [sum(cut[i : i + step]) for i in starts],
+    columns = sequence_columns(encoded, tokenizer, cut, layout.num_choices or 1)
+    return columns | ({} if layout.label is None else {"label": labels})
+
+
+def sequence_columns(
+    encoded: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cut: list[bool], per_row: int = 1
+) -> dict[str, list]:
+    """What every type of task keeps of its sequences.
+
+    Args:
+        encoded: what the tokenizer made, one list a sequence.
+        tokenizer: for the names of what the encoder reads.
+        cut: whether a sequence lost some of its text.
+        per_row: sequences in a row.
+    """
+    ids = encoded["input_ids"]
+    starts = range(0, len(ids), per_row)
+    lengths = [len(sequence) for sequence in ids]
+    names = [name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names]
+    return {name: [list(encoded[name][i : i + per_row]) for i in starts] for name in names} | {
+        "length": [max(lengths[i : i + per_row]) for i in starts],
+        "tokens": [sum(lengths[i : i + per_row]) for i in starts],
+        "truncated": [sum(cut[i : i + per_row]) for i in starts],
     }
+
+
+# -- reading a row ----------------------------------------------------------------------------------------------------
+
+
+def as_rows(columns: dict[str, list]) -> list[dict[str, Any]]:
+    """Columns with one value a row, as one mapping a row."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def label_text(value: Any) -> str:
@@ -109,33 +133,82 @@ def value_at(value: Any, path: str) -> Any:
         return value
     if isinstance(value, list):
         return [value_at(item, path) for item in value]
+    if not isinstance(value, dict):
+        return None
     if path in value:
         return value[path]
     first, _, rest = path.partition(".")
-    return value_at(value[first], rest)
+    return value_at(value.get(first), rest)
 
 
-def _text(value: Any, column: str, where: str) -> str:
+def text_at(row: dict[str, Any], column: str, at: str) -> str:
+    """The text in a column; a number is taken as its text."""
+    return _text(value_at(row, column), column, at)
+
+
+def number_of(value: Any, layout: Layout, known: Mapping[str, int], at: str) -> int:
+    """The number of a class, a word's label or a choice.
+
+    Raises:
+        UserError: for a label that is not known, naming those that are.
+    """
+    if label_text(value) not in known:
+        some = ", ".join(list(known)[:20]) + (f", … ({len(known):,} in all)" if len(known) > 20 else "")
+        raise UserError(f"{at}: label {value!r} in column '{layout.label}' is not one of {some}")
+    return known[label_text(value)]
+
+
+def _text(value: Any, column: str, at: str) -> str:
     if value is None or isinstance(value, (list, dict)):
         found = "is empty" if value is None else f"holds a {type(value).__name__}, not a text"
-        raise UserError(f"{where}: column '{column}' {found}")
+        raise UserError(f"{at}: column '{column}' {found}")
     return str(value)
 
 
-def _number(value: Any, column: str, where: str) -> float:
+def _label(row: dict[str, Any], layout: Layout, known: Mapping[str, int], at: str) -> Any:
+    """A number, the number of a class, or 0 and 1 for each of several labels."""
+    assert layout.label is not None
+    value = value_at(row, layout.label)
+    if value is None or value == "":
+        raise UserError(f"{at}: the label in column '{layout.label}' is empty")
+    if layout.task_type == "regression":
+        return _finite(value, layout.label, at)
+    if layout.task_type == "multi_label_classification":
+        if not isinstance(value, list):
+            raise UserError(f"{at}: column '{layout.label}' holds {value!r}, not a list of labels")
+        present = {number_of(item, layout, known, at) for item in value}
+        return [float(number in present) for number in range(len(known))]
+    if layout.task_type == "multiple_choice" and isinstance(value, bool) and not layout.choice_labels:
+        value = int(value)
+    return number_of(value, layout, known, at)
+
+
+def _finite(value: Any, column: str, at: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{where}: label {value!r} in column '{column}' is not a finite number")
+        raise UserError(f"{at}: label {value!r} in column '{column}' is not a finite number")
     return number
 
 
-def _choices(row: dict[str, Any], choices: str | list[str] | None, num_choices: int | None, where: str) -> list[str]:
-    assert choices is not None and num_choices is not None
+def _choices(row: dict[str, Any], layout: Layout, at: str) -> list[str]:
+    choices = layout.choices
+    assert choices is not None
     found = value_at(row, choices) if isinstance(choices, str) else [value_at(row, column) for column in choices]
-    if not isinstance(found, list) or len(found) != num_choices:
+    if not isinstance(found, list) or len(found) != layout.num_choices:
         count = len(found) if isinstance(found, list) else "no"
-        raise UserError(f"{where}: {count} choices, where the first row of train has {num_choices}; all need the same")
-    return [_text(option, str(choices), where) for option in found]
+        raise UserError(
+            f"{at}: {count} choices, where the first row of train has {layout.num_choices}; all need the same"
+        )
+    name = choices if isinstance(choices, str) else ", ".join(choices)
+    return [_text(option, name, at) for option in found]
+
+
+def _choice_numbers(row: dict[str, Any], layout: Layout, at: str) -> dict[str, int]:
+    assert layout.choice_labels is not None
+    names = value_at(row, layout.choice_labels)
+    if not isinstance(names, list):
+        raise UserError(f"{at}: column '{layout.choice_labels}' holds {names!r}, not the names of the choices")
+    return {label_text(name): i for i, name in enumerate(names[: layout.num_choices])}

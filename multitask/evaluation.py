@@ -7,9 +7,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from .batches import collate, split_into_passes
-from .data import Split, Task
+from .data import Split, TaskData
 from .metrics import load_metric
 from .model import MultitaskModel
 
@@ -32,7 +33,8 @@ def predict(
     none is lost or counted twice, however the rows divide.
 
     Returns:
-        Logits of shape (rows, outputs), in the order of the split, the same on every process.
+        Logits of shape (rows, outputs), or (rows, tokens, outputs) with zeros behind a sequence's end, in the order of
+        the split, the same on every process.
 
     Raises:
         FloatingPointError: if one of them is infinite or not a number.
@@ -43,11 +45,14 @@ def predict(
     logits, numbers = [], []
     for part in split_into_passes({task: own}, {task: split}, max_tokens_per_pass):
         inputs = send_to_device(collate(split, part[task], pad_token_id)["inputs"], accelerator.device)
-        logits.append(model({task: inputs})[task].float())
+        of_part = model({task: inputs})[task].float()
+        if of_part.ndim == 3:  # an output for each token
+            of_part = F.pad(of_part, (0, 0, 0, int(split.length.max()) - of_part.shape[1]))
+        logits.append(of_part)
         numbers.append(torch.as_tensor(part[task].copy(), device=accelerator.device))
     every_number = accelerator.gather(accelerator.pad_across_processes(torch.cat(numbers), pad_index=-1)).cpu().numpy()
     every_logit = accelerator.gather(accelerator.pad_across_processes(torch.cat(logits))).cpu().numpy()
-    in_order = np.full((len(split), every_logit.shape[1]), np.nan, np.float32)
+    in_order = np.full((len(split), *every_logit.shape[1:]), np.nan, np.float32)
     in_order[every_number[every_number >= 0]] = every_logit[every_number >= 0]
     assert len(np.unique(every_number[every_number >= 0])) == len(split), "a row was lost"
     if not np.isfinite(in_order).all():
@@ -55,21 +60,22 @@ def predict(
     return in_order
 
 
-def evaluate_tasks(tasks: Sequence[Task], logits_of: Callable[[Task, Split], NDArray[np.float32]]) -> Results:
+def evaluate_tasks(tasks: Sequence[TaskData], logits_of: Callable[[TaskData, Split], NDArray[np.float32]]) -> Results:
     """Every metric of every task that has validation rows.
 
     Args:
         tasks: those to evaluate.
-        logits_of: (task, its validation rows) -> logits of shape (rows, outputs).
+        logits_of: (task, its validation rows) -> logits as `predict` returns them.
     """
     results: Results = {}
     for task in tasks:
         if task.validation is not None:
-            predictions = task.type.predict(logits_of(task, task.validation))
-            references = np.asarray(task.validation.rows["label"])
+            logits = logits_of(task, task.validation)
+            predictions = task.type.predictions(logits, task.validation, task.labels)
+            references = task.type.references(task.validation, task.labels)
             results[task.name] = {}
             for name in task.metrics:
-                metric = load_metric(name, len(task.labels))
+                metric = load_metric(task.type.name, name, len(task.labels))
                 results[task.name] |= metric.compute(predictions=predictions, references=references)
     return results
 

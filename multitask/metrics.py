@@ -1,11 +1,14 @@
 """The metrics, as `evaluate` modules over scikit-learn and SciPy; those on the hub need a network to load."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
 from scipy import stats
+from seqeval import metrics as seqeval  # type: ignore[import-untyped]
 from sklearn import metrics
 
 
@@ -15,60 +18,96 @@ class LocalMetric(evaluate.Metric):
     Args:
         name: its name in results.
         function: (references, predictions) -> value; its docstring describes the metric.
-        dtype: of predictions and references: "int64" (classes) or "float64".
+        prediction: type of a prediction.
+        reference: type of what is right.
     """
 
-    def __init__(self, name: str, function: Callable[..., float], dtype: str):
-        self.function, self.dtype = function, dtype
+    def __init__(self, name: str, function: Callable[..., float], prediction: Any, reference: Any):
+        self.function, self.types = function, {"predictions": prediction, "references": reference}
         super().__init__(config_name=name, keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features({key: datasets.Value(self.dtype) for key in ("predictions", "references")})
-        return evaluate.MetricInfo(description=str(self.function.__doc__), citation="", features=features)
+        return evaluate.MetricInfo(
+            description=str(self.function.__doc__), citation="", features=datasets.Features(self.types)
+        )
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        return {str(self.config_name): float(self.function(np.asarray(references), np.asarray(predictions)))}
+        return {str(self.config_name): float(self.function(references, predictions))}
 
 
-def load_metric(name: str, num_classes: int) -> LocalMetric:
-    """A metric by name.
+def load_metric(task_type: str, name: str, num_classes: int) -> LocalMetric:
+    """A metric of a type of task.
 
     Args:
-        name: accuracy, f1, matthews_correlation, pearson, spearmanr or mse.
-        num_classes: f1 is that of class 1 where there are two classes, as GLUE reports it, and the mean over the
-            classes (macro) where there are more.
+        task_type: as in the configuration.
+        name: one of `TASK_TYPES[task_type].metrics`.
+        num_classes: in classification, f1 is that of class 1 where there are two classes, as GLUE reports it, and the
+            mean over the classes (macro) where there are more.
 
     Returns:
         An `evaluate.Metric`; a correlation with a constant is not defined and comes out as NaN.
     """
-    functions: dict[str, tuple[Callable[..., float], str]] = {
-        "accuracy": (metrics.accuracy_score, "int64"),
-        "f1": (_binary_f1 if num_classes == 2 else _macro_f1, "int64"),
-        "matthews_correlation": (metrics.matthews_corrcoef, "int64"),
-        "pearson": (_pearson, "float64"),
-        "spearmanr": (_spearmanr, "float64"),
-        "mse": (metrics.mean_squared_error, "float64"),
+    number, text = datasets.Value("float64"), datasets.Value("string")
+    if task_type == "regression":
+        of_numbers = {"pearson": _pearson, "spearmanr": _spearmanr, "mse": metrics.mean_squared_error}
+        return LocalMetric(name, of_numbers[name], number, number)
+    if task_type == "token_classification":
+        return LocalMetric(name, partial(_spans, name), datasets.List(text), datasets.List(text))
+    if task_type == "question_answering":
+        return LocalMetric(name, partial(_squad, name), text, datasets.List(text))
+    functions = {
+        "accuracy": metrics.accuracy_score,
+        "f1": _binary_f1 if num_classes == 2 else _macro_f1,
+        "f1_macro": _macro_f1,
+        "f1_micro": _micro_f1,
+        "matthews_correlation": metrics.matthews_corrcoef,
     }
-    return LocalMetric(name, *functions[name])
+    label = datasets.Value("int64")
+    label = datasets.List(label) if task_type == "multi_label_classification" else label
+    return LocalMetric(name, functions[name], label, label)
 
 
-def _binary_f1(references: np.ndarray, predictions: np.ndarray) -> float:
+def _binary_f1(references: Sequence, predictions: Sequence) -> float:
     """Harmonic mean of precision and recall of class 1."""
     return metrics.f1_score(references, predictions, average="binary", zero_division=0.0)
 
 
-def _macro_f1(references: np.ndarray, predictions: np.ndarray) -> float:
+def _macro_f1(references: Sequence, predictions: Sequence) -> float:
     """Mean over the classes of the harmonic mean of precision and recall."""
     return metrics.f1_score(references, predictions, average="macro", zero_division=0.0)
 
 
-def _pearson(references: np.ndarray, predictions: np.ndarray) -> float:
+def _micro_f1(references: Sequence, predictions: Sequence) -> float:
+    """Harmonic mean of precision and recall over all labels of all rows together."""
+    return metrics.f1_score(references, predictions, average="micro", zero_division=0.0)
+
+
+def _spans(name: str, references: list[list[str]], predictions: list[list[str]]) -> float:
+    """Precision, recall and F1 of whole spans as in CoNLL (micro average), accuracy of words."""
+    if name == "accuracy":
+        return seqeval.accuracy_score(references, predictions)
+    return getattr(seqeval, f"{name}_score")(references, predictions, average="micro", zero_division=0)
+
+
+def _squad(name: str, references: list[list[str]], predictions: list[str]) -> float:
+    """Exact match and token F1 over the normalised text, as SQuAD defines them; 1 is best."""
+    from torchmetrics.functional.text import squad  # takes a second to import, which runs without such a task save
+
+    answers: list[Any] = [{"id": str(i), "prediction_text": text} for i, text in enumerate(predictions)]
+    right: list[Any] = [
+        {"id": str(i), "answers": {"text": texts, "answer_start": [0] * len(texts)}}
+        for i, texts in enumerate(references)
+    ]
+    return float(squad(answers, right)[name]) / 100
+
+
+def _pearson(references: Sequence, predictions: Sequence) -> float:
     """Pearson's correlation; NaN where one side is constant."""
     defined = np.ptp(references) and np.ptp(predictions)
     return stats.pearsonr(references, predictions).statistic if defined else np.nan
 
 
-def _spearmanr(references: np.ndarray, predictions: np.ndarray) -> float:
+def _spearmanr(references: Sequence, predictions: Sequence) -> float:
     """Spearman's rank correlation; NaN where one side is constant."""
     defined = np.ptp(references) and np.ptp(predictions)
     return stats.spearmanr(references, predictions).statistic if defined else np.nan

@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
-from .data import Task
 from .errors import UserError, first_line
 from .mixture import key_of
+from .tasks import Task
 
 # Families that count positions from behind the padding token's.
 PADDED_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
@@ -47,12 +47,13 @@ class MultitaskModel(nn.Module):
                 example of a task in this pass.
 
         Returns:
-            Logits of each task, shape (rows, outputs). Those of no rows still depend on the task's own parameters
-            (on all, if no task has rows), so that every process takes part in the same gradient exchange.
+            Logits of each task, shape (rows, outputs), or (rows, tokens, outputs) from heads that say something of
+            each token. Those of no rows still depend on the task's own parameters (on all, if no task has rows), so
+            that every process takes part in the same gradient exchange.
         """
         nothing = all(not len(inputs["input_ids"]) for inputs in batches.values())
         return {
-            task: self.tasks[task](**inputs).logits
+            task: _logits(self.tasks[task](**inputs))
             if len(inputs["input_ids"])
             else _no_rows(self.parameters() if nothing else self.head_parameters(task))
             for task, inputs in batches.items()
@@ -66,6 +67,12 @@ class MultitaskModel(nn.Module):
 
 def _shared_children(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     return [(name, child) for name, child in model.base_model.named_children() if name != "pooler"]
+
+
+def _logits(output: ModelOutput) -> Tensor:
+    if "start_logits" in output:
+        return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
+    return output["logits"]
 
 
 def _no_rows(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -149,14 +156,14 @@ def build_model(encoder: str, tasks: Sequence[Task], dropout: float | None = Non
         _reset_classifier(model)
         if task.type.name == "regression":
             head = next(m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
-            nn.init.constant_(head.bias, float(np.mean(task.train.rows["label"])))
+            nn.init.constant_(head.bias, task.mean)
         multitask_model.add_task(task.name, model)
     return multitask_model
 
 
 def _reset_classifier(model: PreTrainedModel) -> None:
     """Draws the output layers anew, also where the encoder's folder was saved from a task model and had its own."""
-    classifier = model.classifier
+    classifier = getattr(model, "classifier", None) or model.qa_outputs
     assert isinstance(classifier, nn.Module)
     for module in classifier.modules():
         loaded: list[Any] = [module, *module.parameters(recurse=False)]

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from .data import Task
+from .data import TaskData
 from .evaluation import Results, average
 from .model import MultitaskModel
 
 
-def tasks_table(tasks: Sequence[Task], shares: Mapping[str, Fraction], batch_size: int, max_steps: int) -> str:
+def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, Fraction], batch_size: int, max_steps: int) -> str:
     """One row a task: training rows, their tokens, share of the examples, examples a step, passes over the rows."""
     lines = [("task", "type", "outputs", "rows", "validation", "tokens", "share", "examples/step", "passes")]
     for task in tasks:
@@ -17,9 +17,9 @@ def tasks_table(tasks: Sequence[Task], shares: Mapping[str, Fraction], batch_siz
             (
                 task.name,
                 task.type.name,
-                f"{len(task.labels)}" if task.labels else "a number",
+                _outputs(task),
                 f"{len(task.train):,}",
-                f"{len(task.validation):,}" if task.validation else "none",
+                f"{task.validation.num_examples:,}" if task.validation else "none",
                 f"{task.train.tokens.sum():,}",
                 f"{share:.1%}",
                 f"{share * batch_size:.2f}",
@@ -27,6 +27,12 @@ def tasks_table(tasks: Sequence[Task], shares: Mapping[str, Fraction], batch_siz
             )
         )
     return format_table(lines)
+
+
+def _outputs(task: TaskData) -> str:
+    if task.type.name == "question_answering":
+        return "a span"
+    return f"{len(task.labels)}" if task.labels else "a number"
 
 
 def parameters_table(model: MultitaskModel) -> str:
@@ -42,7 +48,7 @@ def parameters_table(model: MultitaskModel) -> str:
     return format_table(lines)
 
 
-def oddities(tasks: Sequence[Task], num_examples: Mapping[str, int], max_tokens_per_pass: int) -> list[str]:
+def oddities(tasks: Sequence[TaskData], num_examples: Mapping[str, int], max_tokens_per_pass: int) -> list[str]:
     """A sentence for whatever is worth knowing before hours are spent on it.
 
     Args:
@@ -60,6 +66,11 @@ def oddities(tasks: Sequence[Task], num_examples: Mapping[str, int], max_tokens_
             notes.append(
                 f"{task.name}: {cut:,} of {sequences:,} sequences ({cut / sequences:.1%}) are cut at max_length"
             )
+        if len(task.train) > task.train.num_examples:
+            notes.append(
+                f"{task.name}: {task.train.num_examples:,} rows of train make {len(task.train):,} windows of at most "
+                f"max_length tokens; each counts as an example"
+            )
         if task.validation is None:
             notes.append(f"{task.name}: no validation rows with labels; it is trained and not evaluated")
         longest = int(task.train.length.max()) * task.train.sequences
@@ -71,9 +82,9 @@ def oddities(tasks: Sequence[Task], num_examples: Mapping[str, int], max_tokens_
     return notes
 
 
-def results_table(results: Results, tasks: Sequence[Task]) -> str:
+def results_table(results: Results, tasks: Sequence[TaskData]) -> str:
     """Task, metric, value and validation rows, and the average below."""
-    num_rows = {task.name: len(task.validation) for task in tasks if task.validation}
+    num_rows = {task.name: task.validation.num_examples for task in tasks if task.validation}
     lines = [("task", "metric", "value", "rows")]
     for task, metrics in results.items():
         lines += [(task, name, f"{value:.4f}", f"{num_rows[task]:,}") for name, value in metrics.items()]

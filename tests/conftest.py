@@ -126,6 +126,21 @@ def make_rows(kind: str, count: int, seed: int = 0) -> list[dict]:
             rows.append({"a": first, "b": second, "label": len(set(first.split()) & set(second.split())) + 1.5})
         elif kind == "classification":
             rows.append({"a": first, "b": second, "label": "animal" if "cat" in first or "dog" in first else "none"})
+        elif kind == "multi_label_classification":
+            rows.append({"a": first, "topics": [topic for topic, word in TOPICS.items() if word in first.split()]})
+        elif kind == "token_classification":
+            words = first.split()
+            rows.append({"words": words, "tags": ["B-ANIMAL" if word in ANIMALS else "O" for word in words]})
+        elif kind == "question_answering":
+            words = rng.choices(WORDS[:-1], k=rng.randint(20, 90))  # the longer ones need two windows and more
+            place = rng.randrange(len(words) - 1)
+            words[place] = "river"
+            answer = words[place + 1]
+            start = len(" ".join(words[: place + 1])) + 1
+            context = " ".join(words)
+            assert context[start:].startswith(answer)
+            answers = {"text": [answer], "answer_start": [start]}
+            rows.append({"question": "the river", "context": context, "answers": answers})
         else:
             choices = [_sentence(rng, 5) for _ in range(3)]
             answer = rng.randrange(3)
@@ -154,6 +169,16 @@ TASKS = {
 }
 
 
+TOPICS = {"home": "house", "wood": "tree", "mood": "happy"}
+ANIMALS = ("cat", "dog", "bird", "fish")
+MORE_TASKS = {
+    "topics": {"type": "multi_label_classification", "inputs": ["a"], "label": "topics"},
+    "tags": {"type": "token_classification", "inputs": ["words"], "label": "tags"},
+    "find": {"type": "question_answering", "inputs": ["question", "context"], "label": "answers"},
+}
+ALL_TASKS = TASKS | MORE_TASKS
+
+
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory):
     """The tiny encoder of a family: `encoders("bert")` is its folder."""
@@ -172,7 +197,7 @@ def task_files(tmp_path_factory):
     """Train and validation files of one task of each type, of different sizes."""
     folder = tmp_path_factory.mktemp("tasks")
     files = {}
-    for number, (name, task) in enumerate(TASKS.items()):
+    for number, (name, task) in enumerate(ALL_TASKS.items()):
         files[name] = {
             "train": str(write_jsonl(folder / f"{name}.jsonl", make_rows(task["type"], 60 + 30 * number))),
             "validation": str(write_jsonl(folder / f"{name}_dev.jsonl", make_rows(task["type"], 17, seed=1))),

@@ -19,7 +19,8 @@ def make_split(num_rows: int, sequences: int = 1, seed: int = 0) -> Split:
         "label": list(range(num_rows)),
     }
     longest, total = lengths.max(1).astype(np.int32), lengths.sum(1).astype(np.int32)
-    return Split(datasets.Dataset.from_dict(rows), sequences, torch.int64, longest, total, 0)
+    nothing = datasets.Dataset.from_dict({})
+    return Split(datasets.Dataset.from_dict(rows), nothing, sequences, torch.int64, longest, total, 0, num_rows)
 
 
 SPLITS = {"single": make_split(40), "choice": make_split(90, sequences=3, seed=1), "rare": make_split(5, seed=2)}

@@ -98,6 +98,8 @@ OPTIONS = {
     "--tasks.choice.choices null": "tasks.choice.choices: missing; type multiple_choice needs the column(s) that hold the choices",
     "--tasks.animal.inputs []": "tasks.animal.inputs: 0 columns given, one or two are possible",
     "--tasks.animal.inputs [a,b,c]": "tasks.animal.inputs: 3 columns given, one or two are possible",
+    "--tasks.animal.type token_classification --tasks.animal.inputs [a,b]": "tasks.animal.inputs: 2 columns given, the column with the words is needed",
+    "--tasks.animal.type question_answering": "tasks.animal.inputs: 1 columns given, those of the question and of its context are needed",
     "--tasks.animal.data_files null": "tasks.animal.data_files: missing; dataset: json needs {train: FILE, validation: FILE}",
     "--mixture.sampling proportonal": "--mixture.sampling: unknown value 'proportonal'; did you mean 'proportional'? (valid: proportional, temperature, uniform, weights)",
     "--mixture.sampling weights": "mixture.weights: 'animal' has none; sampling: weights needs a number for each task",

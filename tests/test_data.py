@@ -101,6 +101,40 @@ def test_kinds_of_labels(load, values, labels, numbers):
     assert (task.labels, task.train.rows["label"][:]) == (labels, numbers)
 
 
+@pytest.mark.parametrize(
+    ("values", "labels", "numbers"),
+    [
+        ([["x", "y"], [], ["y"]], ("x", "y"), [[1, 1], [0, 0], [0, 1]]),
+        ([[3, 1], [1], [1, 1]], ("1", "3"), [[1, 1], [1, 0], [1, 0]]),
+    ],
+)
+def test_kinds_of_label_lists(load, values, labels, numbers):
+    rows = [{"a": "cat", "label": value} for value in values]
+    task = load(rows, type="multi_label_classification", inputs=["a"])
+    assert (task.labels, task.train.rows["label"][:]) == (labels, numbers)
+    assert task.metrics == ("f1_micro", "f1_macro")
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "token_classification"])
+def test_lists_of_the_hubs_class_labels(load, tmp_path, kind):
+    """Their numbers are kept, also those of classes that no row has."""
+    features = datasets.Features(
+        {
+            "a": datasets.List(datasets.Value("string")),
+            "label": datasets.List(datasets.ClassLabel(names=["O", "B-X", "I-X"])),
+        }
+    )
+    if kind == "multi_label_classification":
+        features["a"] = datasets.Value("string")
+    rows = {"a": ["cat dog" if kind.startswith("multi") else ["cat", "dog"]], "label": [[1, 0]]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "rows.parquet")
+    files = {"train": str(tmp_path / "rows.parquet")}
+    task = load([], type=kind, inputs=["a"], dataset="parquet", data_files=files)
+    assert task.labels == ("O", "B-X", "I-X")
+    expected = [1, 1, 0] if kind.startswith("multi") else [-100, 1, 0, -100]
+    assert task.train.rows["label"][:] == [expected]
+
+
 def test_splits_may_write_the_same_label_differently(load):
     """A column of whole numbers becomes one of floats as soon as a file has an empty cell in it."""
     train = [{"a": "cat", "label": 1}, {"a": "dog", "label": 0}]
@@ -250,6 +284,24 @@ MISTAKES = {
         [{"b": "cat", "label": "x"}],
         CLASSIFY,
         "tasks.t.inputs: validation has no column 'a' (columns: b, label)",
+    ),
+    "not a list of labels": (
+        CLASSES,
+        None,
+        CLASSIFY | {"type": "multi_label_classification"},
+        "tasks.t: train row 0: column 'label' holds 'x', not a list of labels",
+    ),
+    "unknown label in a list": (
+        [{"a": "cat", "label": ["x", "y"]}],
+        [{"a": "cat", "label": ["x", "z"]}],
+        CLASSIFY | {"type": "multi_label_classification"},
+        "tasks.t: validation row 0: label 'z' in column 'label' is not one of x, y",
+    ),
+    "no label in any list": (
+        [{"a": "cat", "label": []}],
+        None,
+        CLASSIFY | {"type": "multi_label_classification"},
+        "tasks.t.label: 'label' holds [] in train; there is nothing to learn",
     ),
     "not a number": (
         [{"a": "cat", "label": "high"}],

@@ -16,34 +16,60 @@ from multitask.summary import results_table
 # Worked by hand: classes [0, 1, 1, 1, 0, 1] predicted as [0, 1, 0, 1, 1, 1]: 3 true and 1 false positives, 1 false
 # and 1 true negatives.
 REFERENCES, PREDICTIONS = [0, 1, 1, 1, 0, 1], [0, 1, 0, 1, 1, 1]
+SETS = [[1, 1], [0, 0], [0, 1]], [[1, 1], [0, 1], [0, 0]]
+SPANS = (
+    [["B-PER", "I-PER", "O"], ["B-LOC", "I-LOC"], ["O", "B-PER"]],
+    [["B-PER", "I-PER", "O"], ["B-LOC", "O"], ["B-LOC", "B-PER"]],
+)
+ANSWERS = [["a house", "the cat"], ["red cat"], [""], ["tree"]], ["The Cat.", "cat", "", "river"]
 
 
 @pytest.mark.parametrize(
-    ("name", "references", "predictions", "value"),
+    ("task_type", "name", "references", "predictions", "value"),
     [
-        ("accuracy", REFERENCES, PREDICTIONS, 4 / 6),
-        ("f1", REFERENCES, PREDICTIONS, 2 * 3 / (2 * 3 + 1 + 1)),
-        ("matthews_correlation", REFERENCES, PREDICTIONS, (3 * 1 - 1 * 1) / math.sqrt(4 * 4 * 2 * 2)),
-        ("mse", [1.0, 2.0, 4.0], [1.0, 3.0, 2.0], (0 + 1 + 4) / 3),
-        ("pearson", [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 0.0], -1 / 5),
-        ("spearmanr", [1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 900.0, 0.5], -1 / 5),
+        ("classification", "accuracy", REFERENCES, PREDICTIONS, 4 / 6),
+        ("classification", "f1", REFERENCES, PREDICTIONS, 2 * 3 / (2 * 3 + 1 + 1)),
+        (
+            "classification",
+            "matthews_correlation",
+            REFERENCES,
+            PREDICTIONS,
+            (3 * 1 - 1 * 1) / math.sqrt(4 * 4 * 2 * 2),
+        ),
+        ("regression", "mse", [1.0, 2.0, 4.0], [1.0, 3.0, 2.0], (0 + 1 + 4) / 3),
+        ("regression", "pearson", [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 0.0], -1 / 5),
+        ("regression", "spearmanr", [1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 900.0, 0.5], -1 / 5),
+        # Label a: 1 true positive; label b: 1 true, 1 false positive, 1 missed; a row is right as a whole or not.
+        ("multi_label_classification", "f1_micro", *SETS, 2 * 2 / (2 * 2 + 1 + 1)),
+        ("multi_label_classification", "f1_macro", *SETS, (1 + 1 / 2) / 2),
+        ("multi_label_classification", "accuracy", *SETS, 1 / 3),
+        # Spans that are there: PER, LOC, PER; found: PER, a LOC that ends too early, PER, and a LOC that is not there.
+        ("token_classification", "precision", *SPANS, 2 / 4),
+        ("token_classification", "recall", *SPANS, 2 / 3),
+        ("token_classification", "f1", *SPANS, 2 * 2 / (4 + 3)),
+        ("token_classification", "accuracy", *SPANS, 5 / 7),
+        # Case, punctuation and articles do not count; "red cat" and "cat" share one word: F1 2/3; "" is right for "".
+        ("question_answering", "exact_match", *ANSWERS, 2 / 4),
+        ("question_answering", "f1", *ANSWERS, (1 + 2 / 3 + 1 + 0) / 4),
     ],
 )
-def test_metrics_by_hand(name, references, predictions, value):
-    metric = load_metric(name, num_classes=2)
+def test_metrics_by_hand(task_type, name, references, predictions, value):
+    metric = load_metric(task_type, name, num_classes=2)
     assert isinstance(metric, evaluate.Metric)
     assert metric.compute(references=references, predictions=predictions) == {name: pytest.approx(value)}
 
 
 def test_f1_of_several_classes_is_their_mean():
-    result = load_metric("f1", num_classes=3).compute(references=[0, 0, 1, 2], predictions=[0, 1, 1, 1])
+    result = load_metric("classification", "f1", num_classes=3).compute(
+        references=[0, 0, 1, 2], predictions=[0, 1, 1, 1]
+    )
     assert result["f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["pearson", "spearmanr"])
 def test_a_correlation_that_is_not_defined_is_not_a_number(name):
-    metric = load_metric(name, 0)
+    metric = load_metric("regression", name, 0)
     assert math.isnan(metric.compute(references=[1.0, 2.0], predictions=[3.0, 3.0])[name])
     assert math.isnan(metric.compute(references=[1.0], predictions=[3.0])[name])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import ENCODER_CONFIGS, TASKS
+from conftest import ALL_TASKS, ENCODER_CONFIGS, TASKS
 
 from multitask.batches import collate
 from multitask.config import TaskConfig
@@ -14,6 +14,7 @@ from multitask.data import load_task
 from multitask.errors import UserError
 from multitask.export import export_tasks
 from multitask.model import build_model, load_tokenizer
+from multitask.tasks import TASK_TYPES, example_losses
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def make(encoders, task_files):
         encoder = str(encoders(family))
         tokenizer = load_tokenizer(encoder, 64)
         tasks = [
-            load_task(name, TaskConfig(dataset="json", data_files=task_files[name], **TASKS[name]), tokenizer, 64)
+            load_task(name, TaskConfig(dataset="json", data_files=task_files[name], **ALL_TASKS[name]), tokenizer, 64)
             for name in names
         ]
         return build_model(encoder, tasks, **options), tasks, tokenizer
@@ -42,14 +43,19 @@ def test_all_families_are_here():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_encoder_serves_three_types_of_tasks(make, family):
-    model, tasks, tokenizer = make(family)
+def test_one_encoder_serves_all_types_of_tasks(make, family):
+    model, tasks, tokenizer = make(family, ALL_TASKS)
     batches = batch_of(tasks, tokenizer)
     logits = model({name: batch["inputs"] for name, batch in batches.items()})
+    assert {task.type.name for task in tasks} == TASK_TYPES.keys() and len(tasks) == 6
+    tokens = {name: batch["inputs"]["input_ids"].shape[-1] for name, batch in batches.items()}
     assert {name: tuple(t.shape) for name, t in logits.items()} == {
         "similar": (6, 1),
         "animal": (6, 2),
         "choice": (6, 3),
+        "topics": (6, 3),
+        "tags": (6, tokens["tags"], 2),
+        "find": (6, tokens["find"], 2),
     }
 
     # The encoder exists once: three models hold its very tensors, and there is nothing else besides heads.
@@ -65,13 +71,15 @@ def test_one_encoder_serves_three_types_of_tasks(make, family):
         assert encoder <= {p.data_ptr() for p in task_model.parameters()}
 
     # Every parameter takes part, so data-parallel training need not search for unused ones.
-    sum(task.type.loss(logits[task.name], batches[task.name]["labels"]).sum() for task in tasks).backward()
+    losses = {task.name: example_losses(task.type, logits[task.name], batches[task.name]["labels"]) for task in tasks}
+    assert all(loss.shape == (6,) and (loss > 0).all() for loss in losses.values())
+    sum(loss.sum() for loss in losses.values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_exported_task_is_an_ordinary_model_with_the_same_logits(make, family, tmp_path):
-    model, tasks, tokenizer = make(family)
+    model, tasks, tokenizer = make(family, ALL_TASKS)
     model.eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -83,7 +91,8 @@ def test_an_exported_task_is_an_ordinary_model_with_the_same_logits(make, family
         for task in tasks:
             loaded, info = task.type.auto_class.from_pretrained(tmp_path / task.name, output_loading_info=True)
             assert not info["missing_keys"] and not info["unexpected_keys"]
-            again = loaded.eval()(**batches[task.name]["inputs"]).logits
+            output = loaded.eval()(**batches[task.name]["inputs"])
+            again = output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], -1)
             torch.testing.assert_close(again, logits[task.name], atol=1e-5, rtol=0)
     assert loaded.config.model_type == family
     labels = transformers.AutoConfig.from_pretrained(tmp_path / "animal").id2label
@@ -158,7 +167,7 @@ def test_a_task_without_rows_reaches_its_own_parameters_only(make):
     batches = batch_of(tasks, tokenizer)
     batches["animal"] = collate(tasks[1].train, [], 0)
     logits = model({name: batch["inputs"] for name, batch in batches.items()})
-    losses = {t.name: t.type.loss(logits[t.name], batches[t.name]["labels"]).sum() for t in tasks}
+    losses = {t.name: example_losses(t.type, logits[t.name], batches[t.name]["labels"]).sum() for t in tasks}
     assert losses["animal"].item() == 0
     losses["animal"].backward()
     touched = {id(p) for p in model.parameters() if p.grad is not None}
@@ -167,10 +176,12 @@ def test_a_task_without_rows_reaches_its_own_parameters_only(make):
 
 
 def test_a_pass_without_any_row_reaches_every_parameter_with_zero(make):
-    model, tasks, _ = make("bert")
+    model, tasks, _ = make("bert", ALL_TASKS)
     batches = {task.name: collate(task.train, [], 0) for task in tasks}
     logits = model({name: batch["inputs"] for name, batch in batches.items()})
-    sum(task.type.loss(logits[task.name], batches[task.name]["labels"]).sum() for task in tasks).backward()
+    losses = [example_losses(t.type, logits[t.name], batches[t.name]["labels"]) for t in tasks]
+    assert [tuple(loss.shape) for loss in losses] == [(0,)] * 6
+    sum(loss.sum() for loss in losses).backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
