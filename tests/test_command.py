@@ -92,7 +92,7 @@ OPTIONS = {
     "--taining.seed 1": "--taining.seed: unknown option; did you mean '--training'? (options: --config, --data_root, --debug, --dry_run, --help, --mixture, --model, --model_root, --num_proc, --print_config, --tasks, --training, -h)",
     "--tasks.animal.wight 3": "--tasks.animal.wight: unknown key; did you mean 'weight'? (valid: choice_labels, choices, data_files, dataset, inputs, label, max_eval_examples, max_train_examples, metrics, subset, train_split, type, validation_split, weight)",
     "--tasks.animal.weight 0": "tasks.animal.weight: 0.0 is not a positive number",
-    "--tasks.animal.metrics [acuracy]": "--tasks.animal.metrics: unknown value 'acuracy'; did you mean 'accuracy'? (valid: accuracy, f1, matthews_correlation, mse, pearson, spearmanr)",
+    "--tasks.animal.metrics [acuracy]": "--tasks.animal.metrics: unknown value 'acuracy'; did you mean 'accuracy'? (valid: accuracy, exact_match, f1, f1_macro, f1_micro, matthews_correlation, mse, pearson, precision, recall, spearmanr)",
     "--tasks.animal.type classificaton": "--tasks.animal.type: unknown value 'classificaton'; did you mean 'classification'? (valid: classification, multiple_choice, regression)",
     "--tasks.animal.choices a": "tasks.animal.choices: has no effect with type classification; it belongs to multiple_choice",
     "--tasks.choice.choices null": "tasks.choice.choices: missing; type multiple_choice needs the column(s) that hold the choices",
