@@ -81,7 +81,7 @@ def main(command: Command, accelerator: Accelerator) -> None:
     plain_model = build_model(encoder, tasks, config.model.dropout, training.seed)
     plain_model.encoder.requires_grad_(not config.model.freeze_encoder)
     if lora := config.adapters:
-        start = {name: task.adapter for name, task in config.tasks.items() if task.adapter}
+        start = {name: task.adapter for name, task in config.tasks.items() if task.adapter is not None}
         add_adapters(
             plain_model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.scope, start, training.seed
         )

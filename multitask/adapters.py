@@ -70,6 +70,7 @@ def add_adapters(
             inject_adapter_in_model(config, first.base_model, name)
     model.share_encoder()  # once more: ELECTRA's `embeddings_project` is a linear layer, which PEFT has replaced
     model.lora_layers = list(_lora_layers(model.encoder).values())
+    model.requires_grad_(True)  # PEFT has frozen the first task's pooler
     model.encoder.requires_grad_(False)
     for name in first.base_model.peft_config:
         for parameter in model.adapter_parameters(name):

@@ -6,7 +6,7 @@ import yaml
 from conftest import ROOT
 
 from multitask.command import read_command
-from multitask.config import Config, MetricName, TaskConfig, flatten, to_yaml
+from multitask.config import AdapterConfig, Config, MetricName, TaskConfig, flatten, to_yaml
 from multitask.errors import UserError
 from multitask.tasks import TASK_TYPES
 
@@ -63,8 +63,9 @@ def test_the_set_of_options_is_what_it_was_meant_to_be():
     count = {
         f.name: len(dataclasses.fields(f.type)) for f in dataclasses.fields(config) if dataclasses.is_dataclass(f.type)
     }
-    assert count == {"model": 3, "training": 14, "mixture": 3}
-    assert len(dataclasses.fields(TaskConfig)) == 14
+    assert count == {"model": 4, "training": 15, "mixture": 3}
+    assert len(dataclasses.fields(TaskConfig)) == 15
+    assert len(dataclasses.fields(AdapterConfig)) == 6
 
 
 def test_help_comes_from_the_docstrings(capsys):
@@ -85,12 +86,12 @@ def test_flatten():
 # -- what a user may get wrong on the command line: (options, what is printed) -----------------------------------------
 
 OPTIONS = {
-    "--training.learning_rat 3": "--training.learning_rat: unknown key; did you mean 'learning_rate'? (valid: batch_size, dataloader_num_workers, eval_steps, learning_rate, logging_steps, lr_scheduler_type, max_grad_norm, max_steps, max_tokens_per_pass, num_train_epochs, output_dir, seed, warmup_ratio, weight_decay)",
+    "--training.learning_rat 3": "--training.learning_rat: unknown key; did you mean 'learning_rate'? (valid: batch_size, dataloader_num_workers, eval_steps, gradient_checkpointing, learning_rate, logging_steps, lr_scheduler_type, max_grad_norm, max_steps, max_tokens_per_pass, num_train_epochs, output_dir, seed, warmup_ratio, weight_decay)",
     "--training.learning_rate x": "--training.learning_rate: found 'x', expected float",
     "--training.learning_rate=-1": "training.learning_rate: -1.0 is not a positive number",
     "--training.learning_rate .nan": "training.learning_rate: nan is not a positive number",
-    "--taining.seed 1": "--taining.seed: unknown option; did you mean '--training'? (options: --config, --data_root, --debug, --dry_run, --help, --mixture, --model, --model_root, --num_proc, --print_config, --tasks, --training, -h)",
-    "--tasks.animal.wight 3": "--tasks.animal.wight: unknown key; did you mean 'weight'? (valid: choice_labels, choices, data_files, dataset, inputs, label, max_eval_examples, max_train_examples, metrics, subset, train_split, type, validation_split, weight)",
+    "--taining.seed 1": "--taining.seed: unknown option; did you mean '--training'? (options: --adapters, --config, --data_root, --debug, --dry_run, --help, --mixture, --model, --model_root, --num_proc, --print_config, --tasks, --training, -h)",
+    "--tasks.animal.wight 3": "--tasks.animal.wight: unknown key; did you mean 'weight'? (valid: adapter, choice_labels, choices, data_files, dataset, inputs, label, max_eval_examples, max_train_examples, metrics, subset, train_split, type, validation_split, weight)",
     "--tasks.animal.weight 0": "tasks.animal.weight: 0.0 is not a positive number",
     "--tasks.animal.metrics [acuracy]": "--tasks.animal.metrics: unknown value 'acuracy'; did you mean 'accuracy'? (valid: accuracy, f1, matthews_correlation, mse, pearson, spearmanr)",
     "--tasks.animal.type classificaton": "--tasks.animal.type: unknown value 'classificaton'; did you mean 'classification'? (valid: classification, multiple_choice, regression)",
@@ -151,7 +152,7 @@ def test_a_command_without_a_configuration():
 # -- and in the file: (change to the file, what is printed) ------------------------------------------------------------
 
 FILES = {
-    "models: {}": "FILE: models: unknown key; did you mean 'model'? (valid: data_root, mixture, model, model_root, num_proc, tasks, training)",
+    "models: {}": "FILE: models: unknown key; did you mean 'model'? (valid: adapters, data_root, mixture, model, model_root, num_proc, tasks, training)",
     "tasks: {}": "tasks: there are none; a mixture needs at least one task",
     "tasks: null": "FILE: tasks: missing",
     "tasks: [a]": "FILE: tasks: found ['a'], expected dict[str, multitask.config.TaskConfig]",
