@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list, is_torch_xla_available, send
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from multitask.adapters import add_adapters
 from multitask.batches import StepDataset
 from multitask.command import Command, read_command
 from multitask.config import to_yaml
@@ -33,7 +34,7 @@ from multitask.evaluation import average, evaluate_tasks, predict
 from multitask.export import export_tasks
 from multitask.hub import find_encoder
 from multitask.mixture import Mixture, key_of, sampling_shares
-from multitask.model import build_model, load_tokenizer
+from multitask.model import build_model, checkpoint_gradients, load_tokenizer
 from multitask.optim import build_optimizer, learning_rate_schedule
 from multitask.run_folder import append_metrics, check_run_folder, open_run_folder, write_results
 from multitask.summary import oddities, parameters_table, results_table, tasks_table
@@ -79,6 +80,14 @@ def main(command: Command, accelerator: Accelerator) -> None:
     # -- model --------------------------------------------------------------------------------------------------------
 
     plain_model = build_model(encoder, tasks, config.model.dropout, training.seed)
+    plain_model.encoder.requires_grad_(not config.model.freeze_encoder)
+    if lora := config.adapters:
+        start = {name: task.adapter for name, task in config.tasks.items() if task.adapter is not None}
+        add_adapters(
+            plain_model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.scope, start, training.seed
+        )
+    if training.gradient_checkpointing:
+        checkpoint_gradients(plain_model)
     accelerator.print(tasks_table(tasks, shares, training.batch_size, max_steps), end="\n\n")
     accelerator.print(parameters_table(plain_model), end="\n\n")
     num_examples = {name: mixture.given(name, max_steps) for name in sizes}
@@ -216,7 +225,7 @@ def main(command: Command, accelerator: Accelerator) -> None:
 
     accelerator.print(f"\n{results_table(results, tasks)}")
     if accelerator.is_main_process:
-        export_tasks(plain_model, tokenizer, folder / "export")
+        export_tasks(plain_model, tokenizer, folder / "export", config.model.encoder, merge=not lora or lora.merge)
         print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
     accelerator.end_training()
 

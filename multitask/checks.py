@@ -25,6 +25,7 @@ def check_config(config: Config) -> None:
     positive = [f"training.{key}" for key in ("batch_size", "max_tokens_per_pass", "learning_rate", "logging_steps")]
     positive += [f"training.{key}" for key in ("num_train_epochs", "max_steps", "eval_steps")]
     positive += ["model.max_length", "mixture.temperature", "num_proc"]
+    positive += ["adapters.rank", "adapters.alpha"] if config.adapters else []
     positive += [f"tasks.{t}.{key}" for t in tasks for key in ("weight", "max_train_examples", "max_eval_examples")]
     not_negative = [f"training.{key}" for key in ("seed", "weight_decay", "max_grad_norm", "dataloader_num_workers")]
     values = flatten(dataclasses.asdict(config))
@@ -32,7 +33,7 @@ def check_config(config: Config) -> None:
         value = values[key]
         if value is not None and not (0 < value < float("inf") or (value == 0 and key in not_negative)):
             raise UserError(f"{key}: {value} is not a {'positive number' if key in positive else 'number from 0 up'}")
-    for key in ("training.warmup_ratio", "model.dropout"):
+    for key in ("training.warmup_ratio", "model.dropout", *(["adapters.dropout"] if config.adapters else [])):
         value = values[key]
         if value is not None and not 0 <= value < 1:
             raise UserError(f"{key}: {value} is not in the range 0 <= {key.split('.')[1]} < 1")
@@ -54,6 +55,15 @@ def check_config(config: Config) -> None:
     if (mixture.sampling == "temperature") != (mixture.temperature is not None):
         found = "has no effect with" if mixture.temperature else "missing; it is needed with"
         raise UserError(f"mixture.temperature: {found} sampling: {mixture.sampling}")
+    if config.adapters and not config.adapters.target_modules:
+        raise UserError("adapters.target_modules: empty; all-linear, or a list of modules such as [query, value]")
+    for name in (name for name, task in tasks.items() if task.adapter is not None):
+        if config.adapters is None:
+            raise UserError(f"tasks.{name}.adapter: has no effect without adapters; set adapters.rank to its rank")
+        if config.adapters.scope == "shared":
+            raise UserError(
+                f"tasks.{name}.adapter: has no effect with adapters.scope: shared; it belongs to per_task or both"
+            )
     if not training.output_dir:
         raise UserError("training.output_dir: empty; a run needs a folder of its own")
     if Path(training.output_dir).is_file():

@@ -38,11 +38,35 @@ class ModelConfig:
         encoder: Hub id, local folder, or `package://NAME/FOLDER` inside an installed Python package.
         max_length: Longest sequence in tokens; longer ones are cut, the longest part first.
         dropout: Dropout probability everywhere in the encoder and the heads; null keeps the encoder's own.
+        freeze_encoder: Train the heads alone; with adapters the encoder is frozen anyway.
     """
 
     encoder: str
     max_length: int = 128
     dropout: float | None = None
+    freeze_encoder: bool = False
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """LoRA adapters in a frozen encoder.
+
+    Args:
+        rank: Rank of what is added to each weight matrix.
+        alpha: What is added is scaled by alpha / rank.
+        dropout: Dropout probability on the adapters' input.
+        target_modules: `all-linear`, or the ends of names of linear modules in the encoder, `[query, value]`.
+        scope: One adapter for each task (per_task), one for all (shared), or one of each, summed (both).
+        merge: Export each task as a plain model with its LoRA merged in; false leaves adapter and head alone,
+            without a copy of the encoder.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+    scope: Literal["per_task", "shared", "both"] = "per_task"
+    merge: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,6 +92,7 @@ class TaskConfig:
         weight: Factor on the loss of each of this task's examples.
         max_train_examples: Use only the first so many rows for training.
         max_eval_examples: Use only the first so many rows for evaluation.
+        adapter: Folder of a PEFT LoRA adapter that this task's own adapter starts from.
     """
 
     type: TaskTypeName
@@ -84,6 +109,7 @@ class TaskConfig:
     weight: float = 1.0
     max_train_examples: int | None = None
     max_eval_examples: int | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +143,8 @@ class TrainingConfig:
         weight_decay: AdamW's, on weight matrices; biases and norms have none.
         warmup_ratio: Part of the steps over which the learning rate rises from 0 to its peak.
         lr_scheduler_type: What follows the warm-up: a straight line to 0, half a cosine to 0, or the peak throughout.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them: less memory,
+            more time, the same numbers.
         max_grad_norm: Gradients are scaled down to this norm; 0 leaves them as they are.
         logging_steps: Steps between two lines in metrics.jsonl.
         eval_steps: Steps between two evaluations; null evaluates at the end only.
@@ -133,6 +161,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     warmup_ratio: float = 0.06
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    gradient_checkpointing: bool = False
     max_grad_norm: float = 1.0
     logging_steps: int = 10
     eval_steps: int | None = None
@@ -148,6 +177,7 @@ class Config:
         tasks: The tasks by name; any key can be set with `--tasks.NAME.KEY VALUE`.
         training: The optimisation.
         mixture: How many of a step's examples each task gets.
+        adapters: LoRA adapters in a frozen encoder; null trains all of the encoder.
         data_root: Folder that mirrors hub datasets (DIR/nyu-mll/glue); also MULTITASK_DATA_ROOT in the environment.
         model_root: Folder that mirrors hub models (DIR/roberta-base); also MULTITASK_MODEL_ROOT in the environment.
         num_proc: Processes that tokenise; null uses one.
@@ -157,6 +187,7 @@ class Config:
     tasks: dict[str, TaskConfig]
     training: TrainingConfig
     mixture: MixtureConfig = MixtureConfig()
+    adapters: AdapterConfig | None = None
     data_root: str | None = None
     model_root: str | None = None
     num_proc: int | None = None

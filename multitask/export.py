@@ -1,21 +1,44 @@
 """One plain Hugging Face folder per task."""
 
+import shutil
 from pathlib import Path
 
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .adapters import merged_weights, save_adapter
 from .model import MultitaskModel
 
 
-def export_tasks(model: MultitaskModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def export_tasks(
+    model: MultitaskModel, tokenizer: PreTrainedTokenizerBase, folder: Path, encoder: str = "", merge: bool = True
+) -> None:
     """Writes `folder/TASK` for every task: configuration with label names, weights, tokenizer.
 
-    `AutoModelFor….from_pretrained(folder/TASK)` and `transformers.pipeline` read it without this project.
+    `AutoModelFor….from_pretrained(folder/TASK)` and `transformers.pipeline` read it without this project. With
+    adapters, `folder/TASK/adapter` holds the task's adapter as PEFT writes it, and the head in `head.safetensors`.
+
+    Args:
+        model: the trained model; it is not changed.
+        tokenizer: the encoder's.
+        folder: for all tasks.
+        encoder: what an adapter's file says that it is for.
+        merge: also write the weights, with a task's adapters merged in; needed where there are none.
     """
     # As the tokenizer came: what tokenising left in it depends on whether the cache had the rows.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     for name, task_model in model.tasks.items():
         assert isinstance(task_model, PreTrainedModel)
-        task_model.save_pretrained(folder / name)
+        shutil.rmtree(folder / name, ignore_errors=True)  # an earlier run may have exported weights, or an adapter
+        adapters = model.adapters.get(name, [])
+        if merge:
+            task_model.save_pretrained(folder / name, state_dict=merged_weights(task_model, adapters))
+        else:
+            task_model.config.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+        if adapters:
+            save_adapter(task_model, adapters, encoder, folder / name / "adapter")
+            head = set(model.head_parameters(name)) - set(model.adapter_parameters(name))
+            tensors = {key: p.detach().contiguous() for key, p in task_model.named_parameters() if p in head}
+            save_file(tensors, folder / name / "adapter" / "head.safetensors", metadata={"format": "pt"})

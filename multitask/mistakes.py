@@ -7,6 +7,7 @@ import dataclasses
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
@@ -94,6 +95,10 @@ class UniqueKeyLoader(yaml.SafeLoader):
 def _check(value: Any, kind: Any, name: str, complete: bool = False) -> None:
     """Goes down a tree along the dataclasses; with `complete`, also looks for keys that are needed and not there."""
     prefix = name if not name or name.endswith((" ", "--")) else f"{name}."
+    if get_origin(kind) is UnionType and dataclasses.is_dataclass(get_args(kind)[0]):  # a section that may be null
+        if value is None:
+            return
+        kind = get_args(kind)[0]
     if dataclasses.is_dataclass(kind):
         kinds = get_type_hints(kind)
         if not isinstance(value, dict):

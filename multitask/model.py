@@ -1,6 +1,7 @@
 """One encoder that all tasks share, one head per task, made of the classes that `transformers` ships."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,14 +31,21 @@ class MultitaskModel(nn.Module):
         # First, so that the encoder's parameters carry one name that belongs to no task.
         self.encoder = nn.ModuleDict()
         self.tasks = nn.ModuleDict()
+        self.adapters: dict[str, list[str]] = {}  # names of the LoRA adapters that each task uses
+        self.lora_layers: list[Any] = []  # the encoder's layers that hold them
 
     def add_task(self, name: str, model: PreTrainedModel) -> None:
         """Takes a task model in; its own encoder gives way to the shared one, which is the first task's."""
-        for child_name, child in _shared_children(model):
-            if not self.tasks:
-                self.encoder[child_name] = child
-            setattr(model.base_model, child_name, self.encoder[child_name])
         self.tasks[name] = model
+        self.share_encoder()
+
+    def share_encoder(self) -> None:
+        """Lets every task hold the encoder modules of the first one."""
+        first: Any = next(iter(self.tasks.values()))
+        for name, child in _shared_children(first):
+            self.encoder[name] = child
+            for model in self.tasks.values():
+                setattr(model.base_model, name, child)
 
     def forward(self, batches: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Runs the encoder and a task's head on each task's batch.
@@ -52,16 +60,28 @@ class MultitaskModel(nn.Module):
             that every process takes part in the same gradient exchange.
         """
         nothing = all(not len(inputs["input_ids"]) for inputs in batches.values())
-        return {
-            task: _logits(self.tasks[task](**inputs))
-            if len(inputs["input_ids"])
-            else _no_rows(self.parameters() if nothing else self.head_parameters(task))
-            for task, inputs in batches.items()
-        }
+        logits = {}
+        for task, inputs in batches.items():
+            if len(inputs["input_ids"]):
+                self.use_adapters(self.adapters.get(task, []))
+                logits[task] = _logits(self.tasks[task](**inputs))
+            else:
+                logits[task] = _no_rows(self.parameters() if nothing else self.head_parameters(task))
+        return logits
+
+    def use_adapters(self, names: list[str]) -> None:
+        """Lets the encoder compute with these adapters; which of them are trained stays as it is."""
+        for layer in self.lora_layers:
+            layer._active_adapter = names  # PEFT's own way, `set_adapter`, also freezes the others
+
+    def adapter_parameters(self, name: str) -> list[nn.Parameter]:
+        """The parameters of one adapter; none, if there is no such adapter."""
+        parts = [part for layer in self.lora_layers for part in (layer.lora_A, layer.lora_B) if name in part]
+        return [parameter for part in parts for parameter in part[name].parameters()]
 
     def head_parameters(self, task: str) -> list[nn.Parameter]:
-        """The parameters that only `task` uses."""
-        shared = set(self.encoder.parameters())
+        """The parameters that only `task` uses, those of its own adapter among them."""
+        shared = set(self.encoder.parameters()) - set(self.adapter_parameters(task))
         return [parameter for parameter in self.tasks[task].parameters() if parameter not in shared]
 
 
@@ -78,6 +98,35 @@ def _logits(output: ModelOutput) -> Tensor:
 def _no_rows(parameters: Iterable[nn.Parameter]) -> Tensor:
     touched = torch.stack([parameter.sum() for parameter in parameters if parameter.requires_grad]).sum()
     return touched.expand(0, 1)
+
+
+def checkpoint_gradients(model: MultitaskModel) -> None:
+    """Lets the encoder's layers compute their activations again in the backward pass instead of keeping them.
+
+    The backward pass comes when all tasks have been computed, so each layer must be told again which adapters it had.
+
+    Raises:
+        UserError: if the encoder's family in `transformers` cannot.
+    """
+
+    @contextmanager
+    def with_adapters(names: list[str]) -> Iterator[None]:
+        model.use_adapters(names)
+        yield
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Called as a layer computes; around its first and its second computation."""
+        names = model.lora_layers[0]._active_adapter if model.lora_layers else []
+        return nullcontext(), with_adapters(names)
+
+    for task_model in model.tasks.values():
+        assert isinstance(task_model, PreTrainedModel)
+        if not task_model.supports_gradient_checkpointing:
+            family = task_model.config.model_type
+            raise UserError(f"training.gradient_checkpointing: {family} does not support it in transformers")
+        task_model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+        # Meant for `use_reentrant`; it would lead gradients through a frozen encoder down to its embeddings.
+        task_model.disable_input_require_grads()
 
 
 # -- building it ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ HARMLESS = {
     "training.logging_steps",
     "training.eval_steps",
     "training.dataloader_num_workers",
+    "training.gradient_checkpointing",
+    "adapters.merge",
     "data_root",
     "model_root",
     "num_proc",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from .adapters import SHARED
 from .data import TaskData
 from .evaluation import Results, average
 from .model import MultitaskModel
@@ -36,15 +37,20 @@ def _outputs(task: TaskData) -> str:
 
 
 def parameters_table(model: MultitaskModel) -> str:
-    """Trainable and frozen parameters of the encoder and of each head."""
-    parts = {"encoder": list(model.encoder.parameters())}
-    parts |= {task: model.head_parameters(task) for task in model.tasks}
+    """Trainable and frozen parameters of the encoder, of each adapter and of each head."""
+    adapters = {name: model.adapter_parameters(name) for name in (SHARED, *model.tasks)}
+    adapted = {parameter for parameters in adapters.values() for parameter in parameters}
+    parts = [("encoder", "", [p for p in model.encoder.parameters() if p not in adapted])]
+    parts.append(("all tasks", "adapter", adapters[SHARED]))
+    for task in model.tasks:
+        parts.append((task, "adapter", adapters[task]))
+        parts.append((task, "head", [p for p in model.head_parameters(task) if p not in adapted]))
     lines = [("part", "", "trainable", "frozen", "bytes")]
-    for name, parameters in parts.items():
+    for name, kind, parameters in parts:
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         frozen = sum(p.numel() for p in parameters if not p.requires_grad)
         size = sum(p.numel() * p.element_size() for p in parameters)
-        lines.append((name, "" if name == "encoder" else "head", f"{trainable:,}", f"{frozen:,}", f"{size:,}"))
+        lines += [(name, kind, f"{trainable:,}", f"{frozen:,}", f"{size:,}")] if parameters else []
     return format_table(lines)
 
 

@@ -27,7 +27,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import run_multitask  # noqa: E402
+from multitask.batches import collate  # noqa: E402
 from multitask.command import read_command  # noqa: E402
+from multitask.config import TaskConfig  # noqa: E402
+from multitask.data import load_task  # noqa: E402
+from multitask.model import build_model, load_tokenizer  # noqa: E402
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -203,6 +207,26 @@ def task_files(tmp_path_factory):
             "validation": str(write_jsonl(folder / f"{name}_dev.jsonl", make_rows(task["type"], 17, seed=1))),
         }
     return files
+
+
+@pytest.fixture
+def make(encoders, task_files):
+    """Builds a model: `make("bert", names=["animal"])` gives it with its tasks and its tokenizer."""
+
+    def make(family, names=tuple(TASKS), **options):
+        encoder = str(encoders(family))
+        tokenizer = load_tokenizer(encoder, 64)
+        tasks = [
+            load_task(name, TaskConfig(dataset="json", data_files=task_files[name], **ALL_TASKS[name]), tokenizer, 64)
+            for name in names
+        ]
+        return build_model(encoder, tasks, **options), tasks, tokenizer
+
+    return make
+
+
+def batch_of(tasks, tokenizer, rows=range(6)):
+    return {task.name: collate(task.train, list(rows), tokenizer.pad_token_id) for task in tasks}
 
 
 @pytest.fixture

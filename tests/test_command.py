@@ -6,7 +6,7 @@ import yaml
 from conftest import ROOT
 
 from multitask.command import read_command
-from multitask.config import Config, MetricName, TaskConfig, flatten, to_yaml
+from multitask.config import AdapterConfig, Config, MetricName, TaskConfig, flatten, to_yaml
 from multitask.errors import UserError
 from multitask.tasks import TASK_TYPES
 
@@ -45,6 +45,29 @@ def test_values_come_from_the_defaults_the_file_and_the_command_line(mixture_con
         config.training.seed = 1
 
 
+@pytest.mark.parametrize(
+    ("section", "options", "expected"),
+    [
+        ("absent", "", None),
+        (None, "", None),
+        ({}, "", AdapterConfig()),
+        ({"rank": 2}, "", AdapterConfig(rank=2)),
+        ("absent", "--adapters.rank 4", AdapterConfig(rank=4)),
+        (None, "--adapters.rank 4 --adapters.scope both", AdapterConfig(rank=4, scope="both")),
+        ({"rank": 2, "alpha": 3}, "--adapters.rank 4", AdapterConfig(rank=4, alpha=3.0)),
+        ({"rank": 2}, "--adapters.target_modules [query,value]", AdapterConfig(2, target_modules=["query", "value"])),
+        ({"rank": 2}, "--adapters null", None),
+    ],
+)
+def test_adapters_may_be_absent(mixture_config, write_config, tmp_path, section, options, expected):
+    if section != "absent":
+        mixture_config["adapters"] = section
+    config = read_command(["--config", write_config(mixture_config), *options.split()]).config
+    assert config.adapters == expected
+    (tmp_path / "resolved.yaml").write_text(to_yaml(config))
+    assert read_command(["--config", str(tmp_path / "resolved.yaml")]).config == config
+
+
 def test_the_resolved_configuration_reads_back_as_itself(mixture_config, write_config, tmp_path):
     config = read_command(["--config", write_config(mixture_config), "--tasks.animal.weight", "2"]).config
     (tmp_path / "resolved.yaml").write_text(to_yaml(config))
@@ -63,12 +86,13 @@ def test_the_set_of_options_is_what_it_was_meant_to_be():
     count = {
         f.name: len(dataclasses.fields(f.type)) for f in dataclasses.fields(config) if dataclasses.is_dataclass(f.type)
     }
-    assert count == {"model": 3, "training": 14, "mixture": 3}
-    assert len(dataclasses.fields(TaskConfig)) == 14
+    assert count == {"model": 4, "training": 15, "mixture": 3}
+    assert len(dataclasses.fields(TaskConfig)) == 15
+    assert len(dataclasses.fields(AdapterConfig)) == 6
 
 
 def test_help_comes_from_the_docstrings(capsys):
-    for option in ("--help", "--tasks.help"):
+    for option in ("--help", "--tasks.help", "--adapters.help"):
         with pytest.raises(SystemExit) as exit_:
             read_command([option])
         assert exit_.value.code == 0
@@ -76,6 +100,7 @@ def test_help_comes_from_the_docstrings(capsys):
     assert "--training.max_tokens_per_pass" in out
     assert "A device's share of a step that holds more padded tokens is split into several passes." in out
     assert "Factor on the loss of each of this task's examples." in out
+    assert "What is added is scaled by alpha / rank." in out
 
 
 def test_flatten():
@@ -85,12 +110,12 @@ def test_flatten():
 # -- what a user may get wrong on the command line: (options, what is printed) -----------------------------------------
 
 OPTIONS = {
-    "--training.learning_rat 3": "--training.learning_rat: unknown key; did you mean 'learning_rate'? (valid: batch_size, dataloader_num_workers, eval_steps, learning_rate, logging_steps, lr_scheduler_type, max_grad_norm, max_steps, max_tokens_per_pass, num_train_epochs, output_dir, seed, warmup_ratio, weight_decay)",
+    "--training.learning_rat 3": "--training.learning_rat: unknown key; did you mean 'learning_rate'? (valid: batch_size, dataloader_num_workers, eval_steps, gradient_checkpointing, learning_rate, logging_steps, lr_scheduler_type, max_grad_norm, max_steps, max_tokens_per_pass, num_train_epochs, output_dir, seed, warmup_ratio, weight_decay)",
     "--training.learning_rate x": "--training.learning_rate: found 'x', expected float",
     "--training.learning_rate=-1": "training.learning_rate: -1.0 is not a positive number",
     "--training.learning_rate .nan": "training.learning_rate: nan is not a positive number",
-    "--taining.seed 1": "--taining.seed: unknown option; did you mean '--training'? (options: --config, --data_root, --debug, --dry_run, --help, --mixture, --model, --model_root, --num_proc, --print_config, --tasks, --training, -h)",
-    "--tasks.animal.wight 3": "--tasks.animal.wight: unknown key; did you mean 'weight'? (valid: choice_labels, choices, data_files, dataset, inputs, label, max_eval_examples, max_train_examples, metrics, subset, train_split, type, validation_split, weight)",
+    "--taining.seed 1": "--taining.seed: unknown option; did you mean '--training'? (options: --adapters, --config, --data_root, --debug, --dry_run, --help, --mixture, --model, --model_root, --num_proc, --print_config, --tasks, --training, -h)",
+    "--tasks.animal.wight 3": "--tasks.animal.wight: unknown key; did you mean 'weight'? (valid: adapter, choice_labels, choices, data_files, dataset, inputs, label, max_eval_examples, max_train_examples, metrics, subset, train_split, type, validation_split, weight)",
     "--tasks.animal.weight 0": "tasks.animal.weight: 0.0 is not a positive number",
     "--tasks.animal.metrics [acuracy]": "--tasks.animal.metrics: unknown value 'acuracy'; did you mean 'accuracy'? (valid: accuracy, exact_match, f1, f1_macro, f1_micro, matthews_correlation, mse, pearson, precision, recall, spearmanr)",
     "--tasks.animal.type classificaton": "--tasks.animal.type: unknown value 'classificaton'; did you mean 'classification'? (valid: classification, multi_label_classification, multiple_choice, question_answering, regression, token_classification)",
@@ -121,6 +146,16 @@ OPTIONS = {
     "--mixture.temperature 2": "mixture.temperature: has no effect with sampling: proportional",
     "--model.dropout 1": "model.dropout: 1.0 is not in the range 0 <= dropout < 1",
     "--training.output_dir $PATH": "training.output_dir: $PATH is a file; a run needs a folder of its own",
+    "--adapters.scope per_tsk": "--adapters.scope: unknown value 'per_tsk'; did you mean 'per_task'? (valid: both, per_task, shared)",
+    "--adapters.rnk 4": "--adapters.rnk: unknown key; did you mean 'rank'? (valid: alpha, dropout, merge, rank, scope, target_modules)",
+    "--adapters 3": "--adapters: found 3, expected keys (of these: alpha, dropout, merge, rank, scope, target_modules)",
+    "--adapters.rank x": "--adapters.rank: found 'x', expected int",
+    "--adapters.rank 0": "adapters.rank: 0 is not a positive number",
+    "--adapters.alpha=-1": "adapters.alpha: -1.0 is not a positive number",
+    "--adapters.dropout 1": "adapters.dropout: 1.0 is not in the range 0 <= dropout < 1",
+    "--adapters.target_modules []": "adapters.target_modules: empty; all-linear, or a list of modules such as [query, value]",
+    "--tasks.animal.adapter x": "tasks.animal.adapter: has no effect without adapters; set adapters.rank to its rank",
+    "--tasks.animal.adapter x --adapters.scope shared": "tasks.animal.adapter: has no effect with adapters.scope: shared; it belongs to per_task or both",
     "--config nothing.yaml": "--config: there is no file 'nothing.yaml' (in .: none)",
     "stray": "unrecognized arguments: stray",
 }
@@ -153,7 +188,7 @@ def test_a_command_without_a_configuration():
 # -- and in the file: (change to the file, what is printed) ------------------------------------------------------------
 
 FILES = {
-    "models: {}": "FILE: models: unknown key; did you mean 'model'? (valid: data_root, mixture, model, model_root, num_proc, tasks, training)",
+    "models: {}": "FILE: models: unknown key; did you mean 'model'? (valid: adapters, data_root, mixture, model, model_root, num_proc, tasks, training)",
     "tasks: {}": "tasks: there are none; a mixture needs at least one task",
     "tasks: null": "FILE: tasks: missing",
     "tasks: [a]": "FILE: tasks: found ['a'], expected dict[str, multitask.config.TaskConfig]",
@@ -165,6 +200,9 @@ FILES = {
     "tasks: {a: {type: regression, dataset: '', inputs: [a]}}": "tasks.a.dataset: empty; a hub id, a folder, or one of csv, json, jsonl, parquet",
     "mixture:": "FILE: mixture: found None, expected keys (of these: sampling, temperature, weights)",
     "tasks: {train: {type: regression, dataset: x, inputs: [a]}}": "tasks.train: the name 'train' is taken by PyTorch's modules; choose another",
+    "adapters: {scope: shred}": "FILE: adapters.scope: unknown value 'shred'; did you mean 'shared'? (valid: both, per_task, shared)",
+    "adapters: {rnk: 8}": "FILE: adapters.rnk: unknown key; did you mean 'rank'? (valid: alpha, dropout, merge, rank, scope, target_modules)",
+    "adapters: lora": "FILE: adapters: found 'lora', expected keys (of these: alpha, dropout, merge, rank, scope, target_modules)",
     "training: {batchsize: 3}": "FILE: training.batchsize: unknown key; did you mean 'batch_size'? (valid: ",
     "training: {batch_size: many}": "FILE: training.batch_size: found 'many', expected int",
     "training: {seed: 1, seed: 2}": "FILE: not valid YAML: key 'seed' stands twice in \"<unicode string>\", line ",

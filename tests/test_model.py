@@ -6,34 +6,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import ALL_TASKS, ENCODER_CONFIGS, TASKS
+from conftest import ALL_TASKS, ENCODER_CONFIGS, batch_of
 
 from multitask.batches import collate
-from multitask.config import TaskConfig
-from multitask.data import load_task
 from multitask.errors import UserError
 from multitask.export import export_tasks
 from multitask.model import build_model, load_tokenizer
 from multitask.tasks import TASK_TYPES, example_losses
-
-
-@pytest.fixture
-def make(encoders, task_files):
-    def make(family, names=tuple(TASKS), **options):
-        encoder = str(encoders(family))
-        tokenizer = load_tokenizer(encoder, 64)
-        tasks = [
-            load_task(name, TaskConfig(dataset="json", data_files=task_files[name], **ALL_TASKS[name]), tokenizer, 64)
-            for name in names
-        ]
-        return build_model(encoder, tasks, **options), tasks, tokenizer
-
-    return make
-
-
-def batch_of(tasks, tokenizer, rows=range(6)):
-    return {task.name: collate(task.train, list(rows), tokenizer.pad_token_id) for task in tasks}
-
 
 FAMILIES = sorted(ENCODER_CONFIGS)
 
