@@ -7,6 +7,12 @@ On the CPU, on one GPU, on all GPUs of a machine:
     accelerate launch --config_file accelerate_configs/multi_gpu.yaml run_multitask.py --config configs/glue_csqa.yaml
 
 Every key of the configuration is an option: --training.learning_rate 2e-5 --tasks.rte.weight 2
+
+What has been trained is evaluated again, asked, and exported again:
+
+    python run_multitask.py --mode evaluate --checkpoint runs/quickstart
+    python run_multitask.py --mode predict --checkpoint runs/quickstart --input rows.jsonl --output predictions.jsonl
+    python run_multitask.py --mode export --checkpoint runs/quickstart
 """
 
 import math
@@ -26,15 +32,19 @@ from tqdm import tqdm
 
 from multitask.adapters import add_adapters
 from multitask.batches import StepDataset
+from multitask.building import build_model, load_tokenizer
+from multitask.checkpoint import read_state, save_checkpoint
 from multitask.command import Command, read_command
 from multitask.config import to_yaml
-from multitask.data import load_task
+from multitask.data import load_tasks
 from multitask.errors import UserError
 from multitask.evaluation import average, evaluate_tasks, predict
 from multitask.export import export_tasks
 from multitask.hub import find_encoder
 from multitask.mixture import Mixture, key_of, sampling_shares
-from multitask.model import build_model, checkpoint_gradients, load_tokenizer
+from multitask.model import checkpoint_gradients
+from multitask.model_card import model_cards
+from multitask.modes import evaluate, export, predict_rows
 from multitask.optim import build_optimizer, learning_rate_schedule
 from multitask.run_folder import append_metrics, check_run_folder, open_run_folder, write_results
 from multitask.summary import oddities, parameters_table, results_table, tasks_table
@@ -42,7 +52,7 @@ from multitask.tasks import example_losses
 from multitask.tracking import LogWindow, evaluation_values
 
 
-def main(command: Command, accelerator: Accelerator) -> None:
+def train(command: Command, accelerator: Accelerator) -> None:
     config, training = command.config, command.config.training
     folder = Path(training.output_dir)
     check_run_folder(folder, config)
@@ -56,17 +66,9 @@ def main(command: Command, accelerator: Accelerator) -> None:
 
     encoder = find_encoder(config.model.encoder, config.model_root)
     tokenizer = load_tokenizer(encoder, config.model.max_length)
-    mistake = None
-    with accelerator.local_main_process_first():
-        try:
-            tasks = [
-                load_task(name, task, tokenizer, config.model.max_length, config.data_root, config.num_proc)
-                for name, task in config.tasks.items()
-            ]
-        except UserError as error:
-            mistake = error
-    if mistake:  # raised where no process waits for another
-        raise mistake
+    tasks = load_tasks(
+        config.tasks, tokenizer, config.model.max_length, config.data_root, config.num_proc, accelerator
+    )
 
     # -- mixture: which rows make up step s, a function of s alone ----------------------------------------------------
 
@@ -139,7 +141,7 @@ def main(command: Command, accelerator: Accelerator) -> None:
             plain_model, task.name, split, accelerator, tokenizer.pad_token_id, training.max_tokens_per_pass
         )
 
-    def evaluate(step: int) -> dict:
+    def evaluate_now(step: int) -> dict:
         progress.set_description("evaluating")
         model.eval()
         results = evaluate_tasks(tasks, logits_of)
@@ -147,7 +149,7 @@ def main(command: Command, accelerator: Accelerator) -> None:
         progress.set_description("training")
         if accelerator.is_main_process:
             append_metrics(folder, step, evaluation_values(results))
-            write_results(folder, step, results, average(results))
+            write_results(folder / "metrics.json", step, results, average(results))
         return results
 
     # -- the loop: batch -> losses -> backward -> update -> log / evaluate --------------------------------------------
@@ -217,7 +219,7 @@ def main(command: Command, accelerator: Accelerator) -> None:
                 append_metrics(folder, step, values)
             window = LogWindow()
         if step == max_steps or (training.eval_steps and step % training.eval_steps == 0):
-            results = evaluate(step)
+            results = evaluate_now(step)
         started = time.perf_counter()
     progress.close()
 
@@ -225,9 +227,22 @@ def main(command: Command, accelerator: Accelerator) -> None:
 
     accelerator.print(f"\n{results_table(results, tasks)}")
     if accelerator.is_main_process:
-        export_tasks(plain_model, tokenizer, folder / "export", config.model.encoder, merge=not lora or lora.merge)
+        state = {
+            "step": max_steps,
+            "command": command.line,
+            "labels": {task.name: task.labels for task in tasks},
+            "rows": {task.name: task.num_rows() for task in tasks},
+            "results": results,
+        }
+        checkpoint = folder / "checkpoints" / f"step-{max_steps:08}"
+        save_checkpoint(checkpoint, plain_model, tokenizer, to_yaml(config), state)
+        cards = model_cards(tasks, config.tasks, config.model.encoder, read_state(checkpoint))
+        export_tasks(plain_model, tokenizer, folder / "export", config.model.encoder, not lora or lora.merge, cards)
         print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
     accelerator.end_training()
+
+
+MODES = {"train": train, "evaluate": evaluate, "predict": predict_rows, "export": export}
 
 
 if __name__ == "__main__":
@@ -241,7 +256,7 @@ if __name__ == "__main__":
             datasets.disable_progress_bars()
         # Without `cpu`, Accelerate would take several processes on CPUs for as many runs of one process each.
         no_accelerator = not torch.accelerator.is_available() and not is_torch_xla_available()
-        main(command, Accelerator(cpu=no_accelerator))
+        MODES[command.mode](command, Accelerator(cpu=no_accelerator))
     except UserError as error:
         if "--debug" in arguments:
             raise

@@ -197,28 +197,3 @@ def merged_weights(task_model: PreTrainedModel, adapters: Sequence[str]) -> dict
 
 def _lora_layers(module: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
-
-
-# -- for checkpoints --------------------------------------------------------------------------------------------------
-
-
-def trainable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Every trainable parameter once, by name: of a run with adapters these and the heads, without the encoder."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-
-@torch.no_grad()
-def load_trainable_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Puts back what `trainable_weights` gave.
-
-    Raises:
-        ValueError: for the first name that is missing or too many, or the first shape that is another.
-    """
-    own = trainable_weights(model)
-    for name in sorted(own.keys() ^ weights.keys()):
-        raise ValueError(f"{name} is {'missing' if name in own else 'not a trainable parameter of this model'}")
-    for name, parameter in own.items():
-        if weights[name].shape != parameter.shape:
-            raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, not {tuple(parameter.shape)}")
-    for name, parameter in own.items():
-        parameter.copy_(weights[name])

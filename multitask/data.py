@@ -1,21 +1,21 @@
 """A task ready to train: its rows tokenised once, cached by `datasets`, its labels known."""
 
 import inspect
-import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from . import answers, encoding, words
 from .config import TaskConfig
-from .encoding import Layout, label_text, value_at
-from .errors import UserError, hint
+from .encoding import Layout
+from .errors import UserError
+from .labels import are_hidden, labels_of, leaf_type, metrics_of
 from .mixture import key_of
 from .sources import load_splits
 from .tasks import TASK_TYPES, Task, TaskType
@@ -69,6 +69,13 @@ class TaskData(Task):
     train: Split
     validation: Split | None
 
+    def num_rows(self) -> dict[str, int]:
+        """Rows of the dataset in each split."""
+        return {
+            "train": self.train.num_examples,
+            "validation": self.validation.num_examples if self.validation else 0,
+        }
+
 
 def load_task(
     name: str,
@@ -86,11 +93,11 @@ def load_task(
     task_type = TASK_TYPES[config.type]
     splits = load_splits(name, config, data_root)
     train, validation = splits["train"], splits.get("validation")
-    if validation is not None and _are_hidden(config.label, validation, train):
+    if validation is not None and are_hidden(config.label, validation, train):
         validation = None
-    labels = _labels(name, config, train)
-    metrics = _metrics(name, config, labels)
-    layout = layout_of(config, labels, is_numbered=isinstance(_leaf(train.features.get(config.label)), ClassLabel))
+    labels = labels_of(name, config, train)
+    metrics = metrics_of(name, config, labels)
+    layout = layout_of(config, labels, is_numbered=isinstance(leaf_type(train.features.get(config.label)), ClassLabel))
     features = Features({"input_ids": List(List(Value("int32")))})
     if "token_type_ids" in tokenizer.model_input_names:
         features["token_type_ids"] = List(List(Value("int8")))
@@ -131,6 +138,32 @@ def load_task(
     )
 
 
+def load_tasks(
+    configs: Mapping[str, TaskConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    data_root: str | None,
+    num_proc: int | None,
+    accelerator: Accelerator,
+) -> list[TaskData]:
+    """Loads all tasks; what the first process of a machine has tokenised, the others read from its cache.
+
+    Raises:
+        UserError: as `load_task`, on every process that finds the mistake.
+    """
+    mistake = None
+    with accelerator.local_main_process_first():
+        try:
+            tasks = [
+                load_task(name, config, tokenizer, max_length, data_root, num_proc) for name, config in configs.items()
+            ]
+        except UserError as error:
+            mistake = error
+    if mistake:  # raised where no process waits for another
+        raise mistake
+    return tasks
+
+
 def layout_of(config: TaskConfig, labels: tuple[str, ...], is_numbered: bool) -> Layout:
     """Where in a task's rows the things are.
 
@@ -166,70 +199,3 @@ def as_split(encoded: Dataset, sequences: int, task_type: TaskType, num_examples
         truncated=int(truncated.sum()),
         num_examples=num_examples,
     )
-
-
-# -- labels -----------------------------------------------------------------------------------------------------------
-
-
-def _labels(name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
-    """Names of the classes, or of the positions of the choices."""
-    if config.type == "regression":
-        return ()
-    if config.type == "question_answering":
-        return ("start", "end")
-    if config.type == "multiple_choice":
-        assert config.choices is not None
-        if not isinstance(config.choices, str):
-            return tuple(config.choices)
-        first = value_at(train[0], config.choices)
-        if not isinstance(first, list) or len(first) < 2:
-            raise UserError(
-                f"tasks.{name}.choices: '{config.choices}' holds {first!r}, not a list of two or more choices"
-            )
-        return tuple(str(position) for position in range(len(first)))
-    feature = _leaf(train.features.get(config.label))
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names)
-    in_lists = config.type in ("multi_label_classification", "token_classification")
-    values = _column(train, config.label)
-    if in_lists:
-        values = (item for value in values for item in (value if isinstance(value, list) else [value]))
-    found = [value for value in values if value not in (None, "")]
-    if any(isinstance(value, (list, dict)) for value in found[:1]):
-        raise UserError(f"tasks.{name}.label: '{config.label}' holds {found[0]!r}; a class is a text or a number")
-    numbers = all(isinstance(value, (int, float)) for value in found)
-    labels = tuple(dict.fromkeys(map(label_text, sorted(set(found), key=None if numbers else str))))
-    if len(labels) < (1 if config.type == "multi_label_classification" else 2):
-        lacking = "a class needs another class" if labels else "there is nothing to learn"
-        raise UserError(f"tasks.{name}.label: '{config.label}' holds {list(labels)} in train; {lacking}")
-    return labels
-
-
-def _leaf(feature: Any) -> Any:
-    """The type of what stands in a column, or in the lists in it."""
-    while hasattr(feature, "feature"):
-        feature = feature.feature
-    return feature
-
-
-def _metrics(name: str, config: TaskConfig, labels: tuple[str, ...]) -> tuple[str, ...]:
-    task_type = TASK_TYPES[config.type]
-    has_spans = config.type != "token_classification" or all(re.fullmatch("O|[BIESLU]-.+", label) for label in labels)
-    known = task_type.metrics if has_spans else ("accuracy",)
-    for metric in config.metrics:
-        if metric not in known:
-            why = config.type if has_spans else f"labels such as '{labels[0]}', which mark no spans (B-…, I-…, O)"
-            raise UserError(f"tasks.{name}.metrics: {metric} does not measure {why}{hint(metric, known)}")
-    return tuple(config.metrics) or known[: task_type.num_default_metrics]
-
-
-def _are_hidden(label: str, validation: Dataset, train: Dataset) -> bool:
-    """Whether no row has a label, as in the test splits on the hub: all empty, or all -1 where train has no -1."""
-    values = list(_column(validation, label))
-    texts = (value.get("text") if isinstance(value, dict) else value for value in values)
-    return all(text in (None, "", -1, []) for text in texts) and not (-1 in values and -1 in _column(train, label))
-
-
-def _column(dataset: Dataset, path: str) -> Iterable[Any]:
-    top = path if path in dataset.column_names else path.split(".")[0]
-    return (value_at({top: value}, path) for value in dataset[top])

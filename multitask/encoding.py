@@ -18,7 +18,7 @@ class Layout:
     """Where in a row the things are; dots lead into nested rows.
 
     Args:
-        task_type: as in the configuration.
+        task_type: as in the configuration; of the types of `encode_texts`, only multiple_choice is read differently.
         inputs: columns of the one or two texts; of the words; of the question and its context.
         label: column of the label; None where there is none to read, as in prediction.
         label_numbers: number of each known label, by its text.
@@ -61,8 +61,9 @@ def encode_texts(
         source: not used; `datasets` knows a function by its name, so what the code is must be among the values.
 
     Returns:
-        `input_ids` and what else the encoder reads: a list of sequences per row; `label`; `length`, tokens of the
-        longest sequence; `tokens` of all sequences; `truncated`, how many sequences were cut.
+        `input_ids` and what else the encoder reads: a list of sequences per row; `label`, or without labels `choices`,
+        the names of a row's choices; `length`, tokens of the longest sequence; `tokens` of all sequences;
+        `truncated`, how many sequences were cut.
 
     Raises:
         UserError: naming the split and the row, for an empty text or label, an unknown label, a missing choice.
@@ -70,6 +71,7 @@ def encode_texts(
     firsts: list[str] = []
     seconds: list[str] = []
     labels: list[Any] = []
+    choices: list[list[str]] = []
     for number, row in zip(numbers, as_rows(rows), strict=True):
         at = f"{where} row {number}"
         texts = [text_at(row, column, at) for column in layout.inputs]
@@ -78,8 +80,9 @@ def encode_texts(
             options = _choices(row, layout, at)
             firsts += [texts[0]] * len(options)
             seconds += [" ".join([*texts[1:], option]) for option in options]
-            if layout.label is not None and layout.choice_labels:
+            if layout.choice_labels and (layout.label is not None or value_at(row, layout.choice_labels) is not None):
                 known = _choice_numbers(row, layout, at)
+            choices.append(list(known) if len(known) == len(options) and layout.choice_labels else options)
         else:
             firsts.append(texts[0])
             seconds += texts[1:]
@@ -89,7 +92,9 @@ def encode_texts(
     encoded = tokenizer(firsts, seconds or None, truncation="longest_first", max_length=max_length)
     cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
     columns = sequence_columns(encoded, tokenizer, cut, layout.num_choices or 1)
-    return columns | ({} if layout.label is None else {"label": labels})
+    if layout.label is not None:
+        return columns | {"label": labels}
+    return columns | ({"choices": choices} if choices else {})
 
 
 def sequence_columns(

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from .batches import collate, split_into_passes
@@ -19,6 +20,46 @@ Results = dict[str, dict[str, float]]
 
 
 @torch.inference_mode()
+def compute_logits(
+    model: MultitaskModel,
+    tasks: Sequence[str],
+    split: Split,
+    rows: NDArray,
+    pad_token_id: int,
+    max_tokens_per_pass: int,
+) -> dict[str, Tensor]:
+    """The logits of tasks that read the same sequences and use the same adapters: the encoder computes once for all.
+
+    Args:
+        model: in evaluation mode.
+        tasks: names of the tasks.
+        split: what they read.
+        rows: numbers of the rows to compute.
+        pad_token_id: fills `input_ids`.
+        max_tokens_per_pass: limit of padded tokens at a time.
+
+    Returns:
+        For each task a tensor of shape (rows, outputs), or (rows, tokens, outputs) with zeros behind a sequence's end,
+        in the order of `rows`.
+    """
+    device = next(model.parameters()).device
+    by_length = rows[np.argsort(split.length[rows], kind="stable")]
+    parts: dict[str, list[Tensor]] = {task: [] for task in tasks}
+    computed: list[int] = []
+    for of_pass in split_into_passes({"": by_length}, {"": split}, max_tokens_per_pass):
+        inputs = send_to_device(collate(split, of_pass[""], pad_token_id)["inputs"], device)
+        with model.encoder_once():
+            logits = model(dict.fromkeys(tasks, inputs))
+        for task, of_task in logits.items():
+            if of_task.ndim == 3:  # an output for each token
+                of_task = F.pad(of_task, (0, 0, 0, int(split.length.max()) - of_task.shape[1]))
+            parts[task].append(of_task.float())
+        computed += of_pass[""].tolist()
+    place = {number: place for place, number in enumerate(computed)}
+    back = torch.as_tensor([place[number] for number in rows.tolist()], device=device)
+    return {task: torch.cat(of_task)[back] for task, of_task in parts.items()}
+
+
 def predict(
     model: MultitaskModel,
     task: str,
@@ -27,14 +68,13 @@ def predict(
     pad_token_id: int,
     max_tokens_per_pass: int,
 ) -> NDArray[np.float32]:
-    """The task's logits for every row of a split.
+    """The task's logits for every row of a split, computed by all processes together.
 
     Device r of R computes rows r, r + R, r + 2R… in order of length. A result travels with its row's number, so that
     none is lost or counted twice, however the rows divide.
 
     Returns:
-        Logits of shape (rows, outputs), or (rows, tokens, outputs) with zeros behind a sequence's end, in the order of
-        the split, the same on every process.
+        Logits as `compute_logits` gives them, in the order of the split, the same on every process.
 
     Raises:
         FloatingPointError: if one of them is infinite or not a number.
@@ -42,16 +82,10 @@ def predict(
     by_length = np.argsort(split.length, kind="stable")
     own = by_length[accelerator.process_index :: accelerator.num_processes]
     own = own if len(own) else by_length[:1]  # a device too many computes a row again
-    logits, numbers = [], []
-    for part in split_into_passes({task: own}, {task: split}, max_tokens_per_pass):
-        inputs = send_to_device(collate(split, part[task], pad_token_id)["inputs"], accelerator.device)
-        of_part = model({task: inputs})[task].float()
-        if of_part.ndim == 3:  # an output for each token
-            of_part = F.pad(of_part, (0, 0, 0, int(split.length.max()) - of_part.shape[1]))
-        logits.append(of_part)
-        numbers.append(torch.as_tensor(part[task].copy(), device=accelerator.device))
-    every_number = accelerator.gather(accelerator.pad_across_processes(torch.cat(numbers), pad_index=-1)).cpu().numpy()
-    every_logit = accelerator.gather(accelerator.pad_across_processes(torch.cat(logits))).cpu().numpy()
+    logits = compute_logits(model, [task], split, own, pad_token_id, max_tokens_per_pass)[task]
+    numbers = torch.as_tensor(own.copy(), device=accelerator.device)
+    every_number = accelerator.gather(accelerator.pad_across_processes(numbers, pad_index=-1)).cpu().numpy()
+    every_logit = accelerator.gather(accelerator.pad_across_processes(logits)).cpu().numpy()
     in_order = np.full((len(split), *every_logit.shape[1:]), np.nan, np.float32)
     in_order[every_number[every_number >= 0]] = every_logit[every_number >= 0]
     assert len(np.unique(every_number[every_number >= 0])) == len(split), "a row was lost"

@@ -1,6 +1,7 @@
 """One plain Hugging Face folder per task."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -11,7 +12,12 @@ from .model import MultitaskModel
 
 
 def export_tasks(
-    model: MultitaskModel, tokenizer: PreTrainedTokenizerBase, folder: Path, encoder: str = "", merge: bool = True
+    model: MultitaskModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    encoder: str = "",
+    merge: bool = True,
+    cards: Mapping[str, str] | None = None,
 ) -> None:
     """Writes `folder/TASK` for every task: configuration with label names, weights, tokenizer.
 
@@ -23,12 +29,14 @@ def export_tasks(
         tokenizer: the encoder's.
         folder: for all tasks.
         encoder: what an adapter's file says that it is for.
+        cards: the model card of each task to export; without them all tasks are, and have none.
         merge: also write the weights, with a task's adapters merged in; needed where there are none.
     """
     # As the tokenizer came: what tokenising left in it depends on whether the cache had the rows.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    for name, task_model in model.tasks.items():
+    for name in cards or model.tasks:
+        task_model = model.tasks[name]
         assert isinstance(task_model, PreTrainedModel)
         shutil.rmtree(folder / name, ignore_errors=True)  # an earlier run may have exported weights, or an adapter
         adapters = model.adapters.get(name, [])
@@ -37,6 +45,8 @@ def export_tasks(
         else:
             task_model.config.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+        if cards:
+            (folder / name / "README.md").write_text(cards[name])
         if adapters:
             save_adapter(task_model, adapters, encoder, folder / name / "adapter")
             head = set(model.head_parameters(name)) - set(model.adapter_parameters(name))

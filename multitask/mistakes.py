@@ -17,6 +17,7 @@ from .config import Config
 from .errors import UserError, hint
 
 FLAGS = ("--dry_run", "--debug", "--help", "-h", "--print_config")
+MODE_FLAGS = ("--mode", "--checkpoint", "--input", "--output", "--skip_bad_rows")
 SECTIONS = [f.name for f in dataclasses.fields(Config)]
 
 
@@ -46,7 +47,7 @@ def check_words(arguments: list[str]) -> None:
                 branch = {part: branch}
             _check(branch, Config, "--")
         elif option.startswith("--") and option not in ("--config", *FLAGS):
-            known = [f"--{name}" for name in SECTIONS] + ["--config", *FLAGS]
+            known = [f"--{name}" for name in SECTIONS] + ["--config", *FLAGS, *MODE_FLAGS]
             raise UserError(f"{option}: unknown option{hint(f'--{section}', known, 'options')}")
 
 

@@ -1,21 +1,15 @@
 """One encoder that all tasks share, one head per task, made of the classes that `transformers` ships."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .errors import UserError, first_line
-from .mixture import key_of
-from .tasks import Task
-
-# Families that count positions from behind the padding token's.
-PADDED_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
+from .errors import UserError
 
 
 class MultitaskModel(nn.Module):
@@ -42,7 +36,7 @@ class MultitaskModel(nn.Module):
     def share_encoder(self) -> None:
         """Lets every task hold the encoder modules of the first one."""
         first: Any = next(iter(self.tasks.values()))
-        for name, child in _shared_children(first):
+        for name, child in shared_children(first):
             self.encoder[name] = child
             for model in self.tasks.values():
                 setattr(model.base_model, name, child)
@@ -74,6 +68,24 @@ class MultitaskModel(nn.Module):
         for layer in self.lora_layers:
             layer._active_adapter = names  # PEFT's own way, `set_adapter`, also freezes the others
 
+    @contextmanager
+    def encoder_once(self) -> Iterator[None]:
+        """Within, the encoder computes once, and every task's head reads that.
+
+        For tasks that are asked about the same sequences, without gradients, and use the same adapters. The shared
+        modules repeat their first answer; what is not shared, poolers and heads, computes as ever.
+        """
+        modules: list[Any] = []
+        for child in self.encoder.values():  # ModernBERT's layers are called one by one
+            modules += child if isinstance(child, nn.ModuleList) else [child]
+        for module in modules:
+            module.forward = _repeating(module.forward)
+        try:
+            yield
+        finally:
+            for module in modules:
+                del module.forward  # the one of its class is behind it
+
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
         """The parameters of one adapter; none, if there is no such adapter."""
         parts = [part for layer in self.lora_layers for part in (layer.lora_A, layer.lora_B) if name in part]
@@ -85,7 +97,19 @@ class MultitaskModel(nn.Module):
         return [parameter for parameter in self.tasks[task].parameters() if parameter not in shared]
 
 
-def _shared_children(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+def _repeating(forward: Callable[..., Any]) -> Callable[..., Any]:
+    answers: list[Any] = []
+
+    def first_answer(*args: Any, **kwargs: Any) -> Any:
+        if not answers:
+            answers.append(forward(*args, **kwargs))
+        return answers[0]
+
+    return first_answer
+
+
+def shared_children(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """The parts of a task's model that tasks share, by name: all of the encoder but its pooler."""
     return [(name, child) for name, child in model.base_model.named_children() if name != "pooler"]
 
 
@@ -127,109 +151,3 @@ def checkpoint_gradients(model: MultitaskModel) -> None:
         task_model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
         # Meant for `use_reentrant`; it would lead gradients through a frozen encoder down to its embeddings.
         task_model.disable_input_require_grads()
-
-
-# -- building it ------------------------------------------------------------------------------------------------------
-
-
-def load_tokenizer(encoder: str, max_length: int) -> PreTrainedTokenizerBase:
-    """The encoder's tokenizer.
-
-    Args:
-        encoder: folder or hub id.
-        max_length: longest sequence that will be asked for, in tokens.
-
-    Raises:
-        UserError: if there is none, it has no fast implementation, or the encoder reads no sequences that long.
-    """
-    config = _load_config(encoder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.encoder: '{encoder}' has no tokenizer that loads: {first_line(error)}") from error
-    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
-        lacks = "padding token" if tokenizer.is_fast else "fast tokenizer"
-        raise UserError(f"model.encoder: '{encoder}' has no {lacks}, which training needs")
-    if 2 * len(tokenizer) < config.vocab_size:
-        raise UserError(
-            f"model.encoder: '{encoder}' has a tokenizer of {len(tokenizer)} tokens where the encoder knows "
-            f"{config.vocab_size}; its tokenizer files are missing"
-        )
-    positions = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
-    if config.model_type in PADDED_POSITIONS:
-        positions -= config.pad_token_id + 1
-    longest = min(tokenizer.model_max_length, positions)
-    if max_length > longest:
-        raise UserError(f"model.max_length: {max_length} is more than the {longest} tokens that '{encoder}' reads")
-    return tokenizer
-
-
-def build_model(encoder: str, tasks: Sequence[Task], dropout: float | None = None, seed: int = 0) -> MultitaskModel:
-    """Loads the encoder once and puts a new head for each task on it.
-
-    A head's first weights depend on the seed and the task's name alone. A regression head's bias starts at the mean
-    of its training labels, so that it does not spend its first steps, and the other tasks', on getting there.
-
-    Args:
-        encoder: folder or hub id.
-        tasks: what to put heads on for.
-        dropout: probability for every dropout of encoder and heads; None keeps the encoder's own.
-        seed: of the heads' weights.
-
-    Raises:
-        UserError: if the encoder cannot be found or has no such head in `transformers`.
-    """
-    multitask_model = MultitaskModel()
-    for task in tasks:
-        config = _load_config(encoder)
-        if dropout is not None:
-            _set_dropout(config, dropout)
-        config.problem_type = task.type.problem_type
-        names = task.labels or ("score",)
-        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
-        torch.manual_seed(key_of(seed, task.name))
-        try:
-            model, loading = task.type.auto_class.from_pretrained(
-                encoder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"model.encoder: '{encoder}' for task {task.name}: {first_line(error)}") from error
-        shared = tuple(f"{model.base_model_prefix}.{name}." for name, _ in _shared_children(model))
-        not_loaded = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
-        absent = sorted(key for key in not_loaded if key.startswith(shared))
-        if absent:
-            raise UserError(
-                f"model.encoder: '{encoder}' lacks weights that its configuration asks for: "
-                f"{absent[0]} ({len(absent)} in all)"
-            )
-        _reset_classifier(model)
-        if task.type.name == "regression":
-            head = next(m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
-            nn.init.constant_(head.bias, task.mean)
-        multitask_model.add_task(task.name, model)
-    return multitask_model
-
-
-def _reset_classifier(model: PreTrainedModel) -> None:
-    """Draws the output layers anew, also where the encoder's folder was saved from a task model and had its own."""
-    classifier = getattr(model, "classifier", None) or model.qa_outputs
-    assert isinstance(classifier, nn.Module)
-    for module in classifier.modules():
-        loaded: list[Any] = [module, *module.parameters(recurse=False)]
-        for part in loaded:
-            part._is_hf_initialized = False  # the mark that makes transformers leave it as it is
-        model._init_weights(module)
-
-
-def _load_config(encoder: str) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(encoder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.encoder: '{encoder}': {first_line(error)}") from error
-
-
-def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
-    """Sets every dropout probability that the family's configuration has, whatever it calls it."""
-    for key, value in config.to_dict().items():
-        if "dropout" in key and (value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))):
-            setattr(config, key, dropout)

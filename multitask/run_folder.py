@@ -72,12 +72,12 @@ def append_metrics(folder: Path, step: int, values: dict[str, float]) -> None:
         file.write(json.dumps({"step": step} | _finite(values)) + "\n")
 
 
-def write_results(folder: Path, step: int, results: dict[str, dict[str, float]], average: float) -> None:
-    """Replaces metrics.json, which holds the last evaluation."""
+def write_results(path: Path, step: int, results: dict[str, dict[str, float]], average: float) -> None:
+    """Replaces a file like metrics.json, which holds the last evaluation."""
     content = {"step": step, "tasks": _finite(results)} | _finite({"average": average})
-    partial = folder / "metrics.json.partial"
+    partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(folder / "metrics.json")
+    partial.replace(path)
 
 
 def _finite(value: Any) -> Any:

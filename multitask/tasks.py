@@ -32,7 +32,7 @@ class TaskType:
     Args:
         name: what the configuration calls it.
         auto_class: the `transformers` class that puts this head on an encoder.
-        pipeline: the pipeline of `transformers` that reads its exported model; None if there is none.
+        hub_name: what the hub calls it; also the name of a pipeline in `transformers`, where there is one.
         encode: a batch of rows -> columns with tokenised sequences, labels and what reading the predictions takes.
         columns: of what `encode` adds to the sequences, the types; `label` first.
         loss: (logits, labels) -> loss of each example, shape (examples,); of the examples alone, not of their padding.
@@ -46,7 +46,7 @@ class TaskType:
 
     name: str
     auto_class: Any
-    pipeline: str | None
+    hub_name: str
     encode: Callable[..., dict[str, list]]
     columns: dict[str, Any]
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -129,7 +129,7 @@ _TYPES = [
     TaskType(
         "multiple_choice",
         AutoModelForMultipleChoice,
-        None,
+        "multiple-choice",
         encode_texts,
         _ONE_LABEL,
         _cross_entropy,

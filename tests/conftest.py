@@ -28,10 +28,10 @@ sys.path.insert(0, str(ROOT))
 
 import run_multitask  # noqa: E402
 from multitask.batches import collate  # noqa: E402
+from multitask.building import build_model, load_tokenizer  # noqa: E402
 from multitask.command import read_command  # noqa: E402
 from multitask.config import TaskConfig  # noqa: E402
 from multitask.data import load_task  # noqa: E402
-from multitask.model import build_model, load_tokenizer  # noqa: E402
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -263,7 +263,7 @@ def train(mixture_config, write_config):
 
     def run(*options: str) -> Path:
         command = read_command(["--config", write_config(mixture_config), *options])
-        run_multitask.main(command, Accelerator(cpu=True))
+        run_multitask.train(command, Accelerator(cpu=True))
         return Path(command.config.training.output_dir)
 
     return run

@@ -17,11 +17,13 @@ from test_script import assert_same_curve, curve
 
 import multitask.model
 import run_multitask
-from multitask.adapters import SHARED, add_adapters, load_trainable_weights, trainable_weights
+from multitask.adapters import SHARED, add_adapters
 from multitask.batches import collate
+from multitask.building import build_model
+from multitask.checkpoint import load_trained_weights, trained_weights
 from multitask.errors import UserError
 from multitask.export import export_tasks
-from multitask.model import build_model, checkpoint_gradients
+from multitask.model import checkpoint_gradients
 from multitask.summary import parameters_table
 
 # PEFT asks transformers under an old name.
@@ -261,7 +263,7 @@ def test_an_encoder_with_many_layers_is_told_from_its_pooler(adapted, encoders, 
     model = build_model(str(tmp_path / "bert"), tasks)
     add_adapters(model, 4, 16.0)
     with torch.no_grad():
-        for p in trainable_weights(model).values():
+        for p in trained_weights(model).values():
             p.add_(0.1 * torch.randn_like(p))
     export_tasks(model.eval(), tokenizer, tmp_path / "export", str(tmp_path / "bert"))
     folder = tmp_path / "export" / "animal" / "adapter"
@@ -289,28 +291,28 @@ def test_without_merging_no_encoder_is_written(adapted, tmp_path):
     assert len(transformers.AutoTokenizer.from_pretrained(folder)("the cat").input_ids) == 4
 
 
-def test_trainable_weights_are_put_back(adapted, make):
+def test_trained_weights_are_put_back(adapted, make):
     model, tasks, _, batches = adapted("bert", "both")
-    weights = {name: tensor.clone() for name, tensor in trainable_weights(model).items()}
+    weights = {name: tensor.clone() for name, tensor in trained_weights(model).items()}
     assert sum(t.numel() for t in weights.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     other = make("bert", seed=1, dropout=0.0)[0]
     add_adapters(other, 4, 16.0, scope="both", seed=1)
-    load_trainable_weights(other, weights)
+    load_trained_weights(other, weights)
     inputs = {name: batch["inputs"] for name, batch in batches.items()}
     first, second = model.eval()(inputs), other.eval()(inputs)
     assert all(torch.equal(first[name], second[name]) for name in TASKS)
 
     name = next(iter(weights))
     shape = tuple(weights[name].shape)
-    before = {key: tensor.clone() for key, tensor in trainable_weights(other).items()}
+    before = {key: tensor.clone() for key, tensor in trained_weights(other).items()}
     for wrong, message in (
         ({key: tensor for key, tensor in weights.items() if key != name}, f"{name} is missing"),
         (weights | {"x": torch.zeros(1)}, "x is not a trainable parameter of this model"),
         (weights | {name: torch.zeros(3, 3)}, f"{name} has shape (3, 3), not {shape}"),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            load_trainable_weights(other, wrong)
-    assert all(torch.equal(before[key], tensor) for key, tensor in trainable_weights(other).items())
+            load_trained_weights(other, wrong)
+    assert all(torch.equal(before[key], tensor) for key, tensor in trained_weights(other).items())
 
 
 # -- what an adapter starts from ---------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import transformers
 from conftest import ALL_TASKS, ENCODER_CONFIGS, batch_of
 
 from multitask.batches import collate
+from multitask.building import build_model, load_tokenizer
 from multitask.errors import UserError
 from multitask.export import export_tasks
-from multitask.model import build_model, load_tokenizer
 from multitask.tasks import TASK_TYPES, example_losses
 
 FAMILIES = sorted(ENCODER_CONFIGS)

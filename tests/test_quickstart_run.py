@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import ROOT
 
+from multitask.building import build_model, load_tokenizer
 from multitask.command import read_command
 from multitask.data import load_task
 from multitask.hub import find_encoder
-from multitask.model import build_model, load_tokenizer
 
 
 @pytest.fixture

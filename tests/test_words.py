@@ -5,12 +5,12 @@ import transformers
 from conftest import ALL_TASKS, write_jsonl
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from multitask.building import load_tokenizer
 from multitask.config import TaskConfig
 from multitask.data import load_task
 from multitask.encoding import Layout
 from multitask.errors import UserError
 from multitask.hub import find_encoder
-from multitask.model import load_tokenizer
 from multitask.words import NO_LABEL, encode_words, predicted_words
 
 WORDS = ["Giraffes", "in", "Johannesburg", ",", "naïve", "ones", "\u200b", "東京"]
