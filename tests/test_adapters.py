@@ -144,6 +144,13 @@ def test_an_adapter_depends_on_the_seed_and_its_name_alone(make):
     assert not torch.equal(three["animal"], three["choice"])
 
 
+def test_dropout_is_in_front_of_each_adapter(make):
+    model = make("bert", dropout=0.0)[0]
+    add_adapters(model, 4, 16.0, dropout=0.25, scope="both")
+    probabilities = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
+    assert probabilities == [0.25] * 12 * 4  # 12 layers; three tasks and the shared one
+
+
 def test_eight_tasks_are_one_encoder_and_eight_adapters(make):
     names = [f"task{number}" for number in range(8)]
     model, tasks, _ = make("bert", names=["animal"])
