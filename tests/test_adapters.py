@@ -151,6 +151,7 @@ def test_dropout_is_in_front_of_each_adapter(make):
     assert probabilities == [0.25] * 12 * 4  # 12 layers; three tasks and the shared one
 
 
+@pytest.mark.filterwarnings("error")  # PEFT's, on several adapters in a model, is not passed on
 def test_eight_tasks_are_one_encoder_and_eight_adapters(make):
     names = [f"task{number}" for number in range(8)]
     model, tasks, _ = make("bert", names=["animal"])
