@@ -82,7 +82,8 @@ def train(command: Command, accelerator: Accelerator) -> None:
     # -- model --------------------------------------------------------------------------------------------------------
 
     plain_model = build_model(encoder, tasks, config.model.dropout, training.seed)
-    plain_model.encoder.requires_grad_(not config.model.freeze_encoder)
+    if config.model.freeze_encoder:
+        plain_model.encoder.requires_grad_(False)
     if lora := config.adapters:
         start = {name: task.adapter for name, task in config.tasks.items() if task.adapter is not None}
         add_adapters(

@@ -108,10 +108,20 @@ def _load_adapter(model: PreTrainedModel, task: str, folder: str, rank: int, alp
     try:
         config = PeftConfig.from_pretrained(folder)
         weights = load_peft_weights(folder, device="cpu")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        EOFError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
         raise UserError(f"{key}: {folder} does not load: {first_line(error)}") from error
     if not isinstance(config, LoraConfig):
-        raise UserError(f"{key}: {folder} is of type {config.peft_type.value}; only LORA can be started from")
+        kind = str(config.peft_type).removeprefix("PeftType.")
+        raise UserError(f"{key}: {folder} is of type {kind}; only LORA can be started from")
     variants = [name for name in VARIANTS if getattr(config, name)]
     variants += ["init_lora_weights"] if config.init_lora_weights not in PLAIN_STARTS else []
     if variants:

@@ -146,6 +146,14 @@ def test_an_adapter_depends_on_the_seed_and_its_name_alone(make):
     assert not torch.equal(three["animal"], three["choice"])
 
 
+def test_dropout_is_in_front_of_each_adapter(make):
+    model = make("bert", dropout=0.0)[0]
+    add_adapters(model, 4, 16.0, dropout=0.25, scope="both")
+    probabilities = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
+    assert probabilities == [0.25] * 12 * 4  # 12 layers; three tasks and the shared one
+
+
+@pytest.mark.filterwarnings("error")  # PEFT's, on several adapters in a model, is not passed on
 def test_eight_tasks_are_one_encoder_and_eight_adapters(make):
     names = [f"task{number}" for number in range(8)]
     model, tasks, _ = make("bert", names=["animal"])
@@ -157,7 +165,8 @@ def test_eight_tasks_are_one_encoder_and_eight_adapters(make):
     for name in names:
         model.add_task(name, type(task_model).from_pretrained(task_model.name_or_path, num_labels=len(task.labels)))
     add_adapters(model, 4, 16.0)
-    assert 4 * sum(p.numel() for p in model.parameters()) == 4 * (encoder + 8 * (2 * adapter + head))  # two layers
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert size == 4 * (encoder + 8 * (2 * adapter + head))  # float32; two layers
     assert all(sum(p.numel() for p in model.adapter_parameters(name)) == 2 * adapter for name in names)
 
 
