@@ -240,7 +240,6 @@ def train(command: Command, accelerator: Accelerator) -> None:
         cards = model_cards(tasks, config.tasks, config.model.encoder, read_state(checkpoint))
         export_tasks(plain_model, tokenizer, folder / "export", config.model.encoder, not lora or lora.merge, cards)
         print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
-    accelerator.end_training()
 
 
 MODES = {"train": train, "evaluate": evaluate, "predict": predict_rows, "export": export}
@@ -257,7 +256,9 @@ if __name__ == "__main__":
             datasets.disable_progress_bars()
         # Without `cpu`, Accelerate would take several processes on CPUs for as many runs of one process each.
         no_accelerator = not torch.accelerator.is_available() and not is_torch_xla_available()
-        MODES[command.mode](command, Accelerator(cpu=no_accelerator))
+        accelerator = Accelerator(cpu=no_accelerator)
+        MODES[command.mode](command, accelerator)
+        accelerator.end_training()
     except UserError as error:
         if "--debug" in arguments:
             raise

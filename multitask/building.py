@@ -1,6 +1,7 @@
 """A pretrained encoder, its tokenizer, and new heads on it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +48,13 @@ def load_tokenizer(encoder: str, max_length: int) -> PreTrainedTokenizerBase:
     if max_length > longest:
         raise UserError(f"model.max_length: {max_length} is more than the {longest} tokens that '{encoder}' reads")
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the tokenizer as it came: what tokenising left in it depends on whether a cache had the rows."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
 
 
 def build_model(

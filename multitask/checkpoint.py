@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .adapters import add_adapters
-from .building import build_model
+from .building import build_model, save_tokenizer
 from .config import Config
 from .errors import UserError
 from .hub import find_encoder
@@ -45,7 +46,7 @@ def save_checkpoint(
     first: Any = next(iter(model.tasks.values()))
     encoder_config = type(first.config).from_dict(first.config.to_dict())
     encoder_config.save_pretrained(partial / "encoder")
-    tokenizer.save_pretrained(partial / "encoder")
+    save_tokenizer(tokenizer, partial / "encoder")
     (partial / "config.yaml").write_text(config)
     versions = {package: version(package) for package in PACKAGES}
     (partial / "state.json").write_text(json.dumps({**state, "versions": versions}, indent=2) + "\n")
@@ -104,7 +105,7 @@ def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[
         add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.scope)
     try:
         load_trained_weights(model, load_file(folder / "model.safetensors"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"--checkpoint: {folder / 'model.safetensors'} does not fit: {error}") from error
     return model.eval(), tasks, AutoTokenizer.from_pretrained(folder / "encoder")
 

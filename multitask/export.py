@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import merged_weights, save_adapter
+from .building import save_tokenizer
 from .model import MultitaskModel
 
 
@@ -32,9 +33,6 @@ def export_tasks(
         cards: the model card of each task to export; without them all tasks are, and have none.
         merge: also write the weights, with a task's adapters merged in; needed where there are none.
     """
-    # As the tokenizer came: what tokenising left in it depends on whether the cache had the rows.
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
     for name in cards or model.tasks:
         task_model = model.tasks[name]
         assert isinstance(task_model, PreTrainedModel)
@@ -44,7 +42,7 @@ def export_tasks(
             task_model.save_pretrained(folder / name, state_dict=merged_weights(task_model, adapters))
         else:
             task_model.config.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        save_tokenizer(tokenizer, folder / name)
         if cards:
             (folder / name / "README.md").write_text(cards[name])
         if adapters:

@@ -36,7 +36,7 @@ def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels:
             ((n, value) for n in (own, *others) if (value := value_at(dict(row), n)) is not None), (own, None)
         )
         if value is None:
-            also = " or ".join(f"'{other}'" for other in others)
+            also = " or ".join(f"'{other}'" for other in others if other != own)
             raise UserError(f"lacks the field '{own}' (or {also}) that task {task} reads{hint(own, row, 'fields')}")
         if config.type == "token_classification":
             value = split_words(value)

@@ -200,7 +200,7 @@ def predict_file(
                     file.writelines(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in bad)
             num_answered, num_bad = num_answered + len(lines), num_bad + len(bad)
         if not num_answered:
-            raise UserError(f"--input: {source} has no row that can be answered ({num_bad:,} others)")
+            raise UserError(f"--input: {source} has no row that can be answered ({num_bad:,} left out)")
     return num_answered, num_bad
 
 

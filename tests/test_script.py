@@ -258,7 +258,13 @@ def test_a_run_leaves_what_the_readme_says(mixture_config, write_config, program
     done = program(*config)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
-    assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "export", "metrics.json", "metrics.jsonl"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "export",
+        "metrics.json",
+        "metrics.jsonl",
+    ]
     lines = read_jsonl(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 6]
     names = {f"train/{name}" for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "padding_share")}
