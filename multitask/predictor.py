@@ -1,6 +1,7 @@
 """Asking a trained model: from Python, or a file of rows."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
+from tqdm import tqdm
 
 from .checkpoint import find_checkpoint, load_checkpoint
 from .command import read_command
@@ -176,7 +178,8 @@ def predict_file(
     if accelerator.is_main_process:
         bad_file.unlink(missing_ok=True)
     nowhere: AbstractContextManager = nullcontext(lambda rows: None)
-    with prediction_file(target) if accelerator.is_main_process else nowhere as write:
+    progress = tqdm(desc="predicting", unit="row", disable=not (accelerator.is_main_process and sys.stderr.isatty()))
+    with progress, prediction_file(target) if accelerator.is_main_process else nowhere as write:
         for rows in _chunks(read_rows(source), CHUNK * size):
             answers: list[Any] = [None] * len(rows)
             with accelerator.autocast():
@@ -193,8 +196,12 @@ def predict_file(
                     bad.append({"row": number, "error": str(answer), "fields": None if row is answer else row})
                 else:
                     write(lines)
-                    raise UserError(f"--input: {source} row {number} {answer}; --skip_bad_rows leaves such rows out")
+                    raise UserError(
+                        f"--input: {source} row {number} {answer}; --skip_bad_rows leaves such rows out "
+                        f"({len(lines) + num_answered:,} answers before it are in {target}.partial)"
+                    )
             write(lines)
+            progress.update(len(rows))
             if bad and accelerator.is_main_process:
                 with bad_file.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in bad)
