@@ -58,7 +58,7 @@ class MultitaskModel(nn.Module):
         for task, inputs in batches.items():
             if len(inputs["input_ids"]):
                 self.use_adapters(self.adapters.get(task, []))
-                logits[task] = _logits(self.tasks[task](**inputs))
+                logits[task] = logits_of(self.tasks[task](**inputs))
             else:
                 logits[task] = _no_rows(self.parameters() if nothing else self.head_parameters(task))
         return logits
@@ -113,7 +113,8 @@ def shared_children(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     return [(name, child) for name, child in model.base_model.named_children() if name != "pooler"]
 
 
-def _logits(output: ModelOutput) -> Tensor:
+def logits_of(output: ModelOutput) -> Tensor:
+    """What a task's model says, as one tensor; of question answering the logits of start and end side by side."""
     if "start_logits" in output:
         return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
     return output["logits"]

@@ -12,6 +12,7 @@ from multitask.batches import collate
 from multitask.building import build_model, load_tokenizer
 from multitask.errors import UserError
 from multitask.export import export_tasks
+from multitask.model import logits_of
 from multitask.tasks import TASK_TYPES, example_losses
 
 FAMILIES = sorted(ENCODER_CONFIGS)
@@ -71,8 +72,7 @@ def test_an_exported_task_is_an_ordinary_model_with_the_same_logits(make, family
             loaded, info = task.type.auto_class.from_pretrained(tmp_path / task.name, output_loading_info=True)
             assert not info["missing_keys"] and not info["unexpected_keys"]
             output = loaded.eval()(**batches[task.name]["inputs"])
-            again = output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], -1)
-            torch.testing.assert_close(again, logits[task.name], atol=1e-5, rtol=0)
+            torch.testing.assert_close(logits_of(output), logits[task.name], atol=1e-5, rtol=0)
     assert loaded.config.model_type == family
     labels = transformers.AutoConfig.from_pretrained(tmp_path / "animal").id2label
     assert labels == {0: "animal", 1: "none"}

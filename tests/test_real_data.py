@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
-from multitask.batches import StepDataset
+from multitask import Predictor
+from multitask.batches import StepDataset, collate
 from multitask.building import load_tokenizer
 from multitask.command import read_command
 from multitask.data import load_task
@@ -59,10 +61,11 @@ def test_of_100_tokens_computed_on_at_least_92_are_real(tasks):
     assert all(min(item.examples.values()) > 0 for item in items)  # every step holds every task
 
 
-def test_a_short_run_trains_evaluates_and_exports(options, program, tmp_path):
+@pytest.mark.parametrize("adapters", [[], ["--adapters.scope", "both"]], ids=["full", "adapters"])
+def test_a_short_run_trains_evaluates_and_exports(options, tasks, program, tmp_path, adapters):
     short = ["--training.max_steps", "4", "--training.max_tokens_per_pass", "2048", "--training.logging_steps", "1"]
     few = [part for task in ("stsb", "rte", "commonsense_qa") for part in (f"--tasks.{task}.max_eval_examples", "40")]
-    done = program(*options, *short, *few)
+    done = program(*options, *short, *few, *adapters)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert {task: set(metrics) for task, metrics in results["tasks"].items()} == {
@@ -71,3 +74,12 @@ def test_a_short_run_trains_evaluates_and_exports(options, program, tmp_path):
         "commonsense_qa": {"accuracy"},
     }
     assert {folder.name for folder in (tmp_path / "run" / "export").iterdir()} == {"stsb", "rte", "commonsense_qa"}
+
+    # On real rows, the exported models and the checkpoint compute the same.
+    model = Predictor(str(tmp_path / "run")).model
+    for task in tasks:
+        inputs = collate(task.validation, range(20), 0)["inputs"]
+        exported = task.type.auto_class.from_pretrained(tmp_path / "run" / "export" / task.name).eval()
+        with torch.no_grad():
+            difference = exported(**inputs).logits - model({task.name: inputs})[task.name]
+        assert difference.abs().max() < 1e-5, task.name
