@@ -100,7 +100,8 @@ def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[
     is_frozen = config.model.freeze_encoder or lora is not None
     encoder = find_encoder(config.model.encoder, config.model_root) if is_frozen else str(folder / "encoder")
     model = build_model(encoder, tasks, config.model.dropout, config.training.seed, pretrained=is_frozen)
-    model.encoder.requires_grad_(not is_frozen)
+    if config.model.freeze_encoder:
+        model.encoder.requires_grad_(False)
     if lora:
         add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.scope)
     try:

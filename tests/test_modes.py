@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
-from conftest import ALL_TASKS, ROOT, read_jsonl, write_jsonl
+from conftest import ALL_TASKS, ENCODER_CONFIGS, ROOT, read_jsonl, write_jsonl
 from pyarrow import parquet
 from safetensors import safe_open
 
@@ -116,6 +116,18 @@ def test_full_fine_tuning_is_used_without_the_encoder_it_began_with(folder, enco
     (copy / "config.yaml").write_text(text.replace(str(encoders("bert")), "no/such-encoder"))
     row = {"text": "the cat"}
     assert Predictor(str(copy))(row, ["animal"]) == Predictor(str(folder))(row, ["animal"])
+
+
+def test_an_encoder_with_positions_that_are_computed(train, mixture_config, encoders, tmp_path, monkeypatch):
+    """DistilBERT's sine waves are parameters that come without gradients when it is made, and with when it is loaded."""
+    monkeypatch.setattr(ENCODER_CONFIGS["distilbert"], "sinusoidal_pos_embds", True)
+    shutil.copytree(encoders("distilbert"), tmp_path / "waves")
+    transformers.AutoModel.from_config(ENCODER_CONFIGS["distilbert"]).save_pretrained(tmp_path / "waves")
+    mixture_config["model"]["encoder"] = str(tmp_path / "waves")
+    predictor = Predictor(str(train()))
+    exported = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "export" / "animal")
+    ours, theirs = dict(predictor.model.tasks["animal"].named_parameters()), dict(exported.named_parameters())
+    assert [name for name, p in theirs.items() if not torch.equal(p, ours[name])] == []
 
 
 def test_a_model_card_says_what_was_trained_and_how_good_it_is(folder):
