@@ -15,25 +15,25 @@ What has been trained is evaluated again, asked, and exported again:
     python run_multitask.py --mode export --checkpoint runs/quickstart
 """
 
+import dataclasses
 import math
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-import datasets
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, is_torch_xla_available, send_to_device
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from multitask.adapters import add_adapters
 from multitask.batches import StepDataset
 from multitask.building import build_model, load_tokenizer
-from multitask.checkpoint import read_state, save_checkpoint
+from multitask.checkpoint import checkpoints_in, delete_checkpoint, read_state, save_checkpoint
 from multitask.command import Command, read_command
 from multitask.config import to_yaml
 from multitask.data import load_tasks
@@ -44,15 +44,19 @@ from multitask.hub import find_encoder
 from multitask.mixture import Mixture, key_of, sampling_shares
 from multitask.model import checkpoint_gradients
 from multitask.model_card import model_cards
-from multitask.modes import evaluate, export, predict_rows
+from multitask.modes import OTHER_MODES
 from multitask.optim import build_optimizer, learning_rate_schedule
-from multitask.run_folder import append_metrics, check_run_folder, open_run_folder, write_results
+from multitask.resume import find_resumable, restore, surplus
+from multitask.run_folder import NUMBERS, append_metrics, check_run_folder, open_run_folder, write_results
+from multitask.signals import Stopped, caught_signals, leave_signals_to_parent
 from multitask.summary import oddities, parameters_table, results_table, tasks_table
 from multitask.tasks import example_losses
+from multitask.terminal import progress_bar, quiet_libraries
 from multitask.tracking import LogWindow, evaluation_values
 
 
-def train(command: Command, accelerator: Accelerator) -> None:
+def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], int] = lambda: 0) -> int:
+    """Trains, evaluates, saves and exports; returns the exit status. `stop_signal` gives the number of one, or 0."""
     config, training = command.config, command.config.training
     folder = Path(training.output_dir)
     check_run_folder(folder, config)
@@ -98,18 +102,23 @@ def train(command: Command, accelerator: Accelerator) -> None:
         accelerator.print(f"note: {note}")
     if command.dry_run:
         accelerator.print(f"\n{to_yaml(config)}")
-        return
-    mistakes = [None]  # the main process writes, and tells the others if it cannot
+        return 0
+    num_rows = {task.name: task.num_rows() for task in tasks}
+    found = [None, None]  # the main process looks and writes, and tells the others what it found, or what is wrong
     if accelerator.is_main_process:
         try:
-            open_run_folder(folder, config)
+            found[0] = find_resumable(folder, training.resume_from_checkpoint, config, num_rows, accelerator.print)
+            open_run_folder(folder, config, found[0])
         except UserError as error:
-            mistakes = [str(error)]
-    if mistake := broadcast_object_list(mistakes)[0]:
+            found[1] = str(error)
+    checkpoint, mistake = broadcast_object_list(found)
+    if mistake:
         raise UserError(mistake)
 
-    optimizer = build_optimizer(plain_model.to(accelerator.device), training.learning_rate, training.weight_decay)
-    model, optimizer = accelerator.prepare(plain_model, optimizer)
+    plain_model.to(accelerator.device)
+    plain_optimizer = build_optimizer(plain_model, training.learning_rate, training.weight_decay)
+    state = restore(checkpoint, plain_model, plain_optimizer) if checkpoint else {"step": 0}
+    model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
     # Not prepared by Accelerate, which would step it once per process: it is a function of the step.
     learning_rate = learning_rate_schedule(
         training.lr_scheduler_type, training.learning_rate, training.warmup_ratio, max_steps
@@ -130,22 +139,35 @@ def train(command: Command, accelerator: Accelerator) -> None:
     loader = DataLoader(
         steps,
         batch_size=None,
-        sampler=range(max_steps),
+        sampler=range(state["step"], max_steps),
         num_workers=training.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
     )
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
+    def is_due(step: int, every: int | None) -> bool:
+        return step == max_steps or bool(every and step % every == 0)
+
+    def ends_now() -> bool:
+        """Whether any process has been sent a signal; all agree."""
+        return bool(accelerator.reduce(torch.tensor(stop_signal(), device=accelerator.device)))
+
     def logits_of(task, split):
+        if ends_now():
+            raise Stopped
         return predict(
             plain_model, task.name, split, accelerator, tokenizer.pad_token_id, training.max_tokens_per_pass
         )
 
-    def evaluate_now(step: int) -> dict:
+    def evaluate_now(step: int) -> dict | None:
         progress.set_description("evaluating")
         model.eval()
-        results = evaluate_tasks(tasks, logits_of)
+        try:
+            results = evaluate_tasks(tasks, logits_of)
+        except Stopped:  # after going on, this evaluation comes first
+            return None
         model.train()
         progress.set_description("training")
         if accelerator.is_main_process:
@@ -153,19 +175,44 @@ def train(command: Command, accelerator: Accelerator) -> None:
             write_results(folder / "metrics.json", step, results, average(results))
         return results
 
+    def save(step: int, results: dict | None) -> None:
+        if not accelerator.is_main_process:
+            return
+        started = time.perf_counter()
+        state = {
+            "step": step,
+            "command": command.line,
+            "labels": {task.name: task.labels for task in tasks},
+            "rows": num_rows,
+            "results": results,
+            "average": results and average(results),
+            "window": dataclasses.asdict(window),
+            "scaler": accelerator.scaler and accelerator.scaler.state_dict(),
+        }
+        numbers = [folder / name for name in NUMBERS if (folder / name).exists()]
+        path = folder / "checkpoints" / f"step-{step:08}"
+        save_checkpoint(path, plain_model, plain_optimizer, tokenizer, to_yaml(config), state, numbers)
+        for old in surplus(checkpoints_in(folder), training.save_total_limit):
+            delete_checkpoint(old)
+        append_metrics(folder, step, {"checkpoint/seconds": time.perf_counter() - started})
+
+    def end_at_signal(step: int) -> int:
+        progress.close()
+        accelerator.print(f"stopped by a signal; step {step} of {max_steps} is saved in {folder / 'checkpoints'}")
+        return 128 + (stop_signal() or signal.SIGTERM)
+
     # -- the loop: batch -> losses -> backward -> update -> log / evaluate --------------------------------------------
 
     model.train()
-    window = LogWindow()
-    progress = tqdm(
-        total=max_steps,
-        desc="training",
-        unit="step",
-        disable=not accelerator.is_main_process,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
+    window = LogWindow(**state.get("window", {}))
+    progress = progress_bar(max_steps, state["step"], is_shown=accelerator.is_main_process)
+    results = state.get("results")
+    if state["step"] and results is None and is_due(state["step"], training.eval_steps):
+        if (results := evaluate_now(state["step"])) is None:
+            return end_at_signal(state["step"])
+        save(state["step"], results)
     started = time.perf_counter()
-    for step, batch in enumerate(loader, start=1):
+    for step, batch in enumerate(loader, start=state["step"] + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step - 1)
 
@@ -185,7 +232,9 @@ def train(command: Command, accelerator: Accelerator) -> None:
                 accelerator.backward(loss * accelerator.num_processes)
             task_losses += sums.detach()
 
-        of_task = dict(zip(sizes, accelerator.reduce(task_losses).tolist(), strict=True))
+        # What all processes must know travels together: the losses, and whether one has been sent a signal.
+        *losses, ends = accelerator.reduce(torch.cat([task_losses, task_losses.new_tensor([stop_signal()])])).tolist()
+        of_task = dict(zip(sizes, losses, strict=True))
         for task in tasks:
             if not math.isfinite(task.weight * of_task[task.name]):
                 raise FloatingPointError(
@@ -219,8 +268,14 @@ def train(command: Command, accelerator: Accelerator) -> None:
             if accelerator.is_main_process:
                 append_metrics(folder, step, values)
             window = LogWindow()
-        if step == max_steps or (training.eval_steps and step % training.eval_steps == 0):
+        results = None
+        if is_due(step, training.eval_steps) and not ends:
             results = evaluate_now(step)
+            ends = results is None
+        if ends or is_due(step, training.save_steps):
+            save(step, results)
+        if ends:
+            return end_at_signal(step)
         started = time.perf_counter()
     progress.close()
 
@@ -228,37 +283,30 @@ def train(command: Command, accelerator: Accelerator) -> None:
 
     accelerator.print(f"\n{results_table(results, tasks)}")
     if accelerator.is_main_process:
-        state = {
-            "step": max_steps,
-            "command": command.line,
-            "labels": {task.name: task.labels for task in tasks},
-            "rows": {task.name: task.num_rows() for task in tasks},
-            "results": results,
-        }
-        checkpoint = folder / "checkpoints" / f"step-{max_steps:08}"
-        save_checkpoint(checkpoint, plain_model, tokenizer, to_yaml(config), state)
-        cards = model_cards(tasks, config.tasks, config.model.encoder, read_state(checkpoint))
-        export_tasks(plain_model, tokenizer, folder / "export", config.model.encoder, not lora or lora.merge, cards)
+        merge = not lora or lora.merge
+        known = read_state(checkpoints_in(folder)[0])
+        cards = model_cards(tasks, config.tasks, config.model.encoder, known, merge)
+        export_tasks(plain_model, tokenizer, folder / "export", config.model.encoder, merge, cards)
         print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
-
-
-MODES = {"train": train, "evaluate": evaluate, "predict": predict_rows, "export": export}
+    return 0
 
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     try:
         command = read_command(arguments, __doc__.split("\n\n")[0])
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs of an error is in our own line
-        if not sys.stderr.isatty():
-            datasets.disable_progress_bars()
+        quiet_libraries()
         # Without `cpu`, Accelerate would take several processes on CPUs for as many runs of one process each.
         no_accelerator = not torch.accelerator.is_available() and not is_torch_xla_available()
         accelerator = Accelerator(cpu=no_accelerator)
-        MODES[command.mode](command, accelerator)
+        if command.mode == "train":
+            with caught_signals() as stop_signal:
+                status = train(command, accelerator, stop_signal)
+        else:
+            OTHER_MODES[command.mode](command, accelerator)
+            status = 0
         accelerator.end_training()
+        sys.exit(status)
     except UserError as error:
         if "--debug" in arguments:
             raise

@@ -38,7 +38,7 @@ def encode_windows(
         `answers`, the texts that are right, one of them empty where there is none in the context.
 
     Raises:
-        UserError: naming the row, for an empty question or context and for an answer that is not in its context.
+        UserError: naming the row, for a missing question or context and for an answer that is not in its context.
     """
     if max_length < 16:
         raise UserError(f"model.max_length: {max_length} is too short for question_answering, which needs 16 or more")
@@ -143,19 +143,28 @@ def _answers(value: Any, context: str, at: str) -> list[tuple[str, int]]:
     """
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         starts = value.get("answer_start") or [None] * len(value["text"])
-        value = [{"text": text, "answer_start": start} for text, start in zip(value["text"], starts, strict=False)]
+        if len(starts) != len(value["text"]):
+            raise UserError(f"{at}: {len(value['text'])} answers with {len(starts)} starts")
+        value = [{"text": text, "answer_start": start} for text, start in zip(value["text"], starts, strict=True)]
     items = [item for item in (value if isinstance(value, list) else [value]) if item not in (None, "")]
     found = []
     for item in items:
         text, start = (item.get("text"), item.get("answer_start")) if isinstance(item, dict) else (item, None)
-        if not isinstance(text, str) or not text:
+        if isinstance(text, (int, float)) and not isinstance(text, bool):
+            text = str(text)  # a file whose answers are all numbers
+        if not isinstance(text, str) or not text.strip():
             raise UserError(f"{at}: answer {item!r} has no text")
+        if start is not None and (isinstance(start, str) or int(start) != start):
+            raise UserError(f"{at}: answer_start {start!r} is not a whole number")
+        start = None if start is None else int(start)
         if start is not None and context[start : start + len(text)] != text:
             there = context[start : start + len(text)]
             raise UserError(
                 f"{at}: answer {text!r} is not in its context at character {start}, where {there!r} stands"
             )
-        found.append((text, context.find(text) if start is None else start))
+        start = context.find(text) if start is None else start
+        spaces = len(text) - len(text.lstrip()) if start >= 0 else 0  # no token begins or ends with them
+        found.append((text.strip(), start + spaces))
     if found and all(start < 0 for _, start in found):
         raise UserError(f"{at}: answer {found[0][0]!r} is not in its context")
     return found

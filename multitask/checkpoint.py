@@ -1,8 +1,9 @@
 """Checkpoints: what a run has learned, and what it takes to use it elsewhere."""
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .adapters import add_adapters
-from .building import build_model, save_tokenizer
+from .building import build_model, load_tokenizer, save_tokenizer
 from .config import Config
 from .errors import UserError
 from .hub import find_encoder
+from .manifest import verify, write_manifest
 from .model import MultitaskModel
 from .tasks import TASK_TYPES, Task
 
@@ -25,24 +27,34 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
 
 
 def save_checkpoint(
-    folder: Path, model: MultitaskModel, tokenizer: PreTrainedTokenizerBase, config: str, state: Mapping[str, Any]
+    folder: Path,
+    model: MultitaskModel,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: PreTrainedTokenizerBase,
+    config: str,
+    state: Mapping[str, Any],
+    numbers: Sequence[Path] = (),
 ) -> None:
-    """Writes a folder from which the model can be made again.
+    """Writes a folder from which the run can go on, and the model be made again; it is there as a whole or not at all.
 
-    It holds `model.safetensors`, each trained weight once; `encoder/`, the encoder's configuration and tokenizer;
-    `config.yaml` and `state.json`. The weights of a frozen encoder are not in it.
+    It holds `model.safetensors`, each trained weight once; `optimizer.safetensors`; `encoder/`, the encoder's
+    configuration and tokenizer; `config.yaml`; `state.json`; the numbers so far; and `manifest.json`, which lists them
+    all. The weights of a frozen encoder are not in it.
 
     Args:
         folder: replaced if it is there.
         model: with its heads and adapters.
+        optimizer: of its parameters.
         tokenizer: the encoder's, as it came.
         config: the resolved configuration as YAML.
         state: what else is known of the run: at least `step`, and `labels`, the names of each task's labels.
+        numbers: files to copy into it.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(trained_weights(model), partial / "model.safetensors", metadata={"format": "pt"})
+    save_optimizer(optimizer, model, partial / "optimizer.safetensors")
     first: Any = next(iter(model.tasks.values()))
     encoder_config = type(first.config).from_dict(first.config.to_dict())
     encoder_config.save_pretrained(partial / "encoder")
@@ -50,8 +62,27 @@ def save_checkpoint(
     (partial / "config.yaml").write_text(config)
     versions = {package: version(package) for package in PACKAGES}
     (partial / "state.json").write_text(json.dumps({**state, "versions": versions}, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
+    for path in numbers:
+        shutil.copyfile(path, partial / path.name)
+    write_manifest(partial, step=state["step"], versions=versions)
+    for path in (*partial.rglob("*"), partial):
+        _flush(path)
+    delete_checkpoint(folder)
     partial.rename(folder)
+    _flush(folder.parent)
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Takes the name away first, so that what bears it is whole at any moment."""
+    if folder.exists():
+        shutil.rmtree(folder.rename(folder.with_name(folder.name + ".deleted")))
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or a folder's list of names is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def find_checkpoint(location: str) -> Path:
@@ -61,13 +92,19 @@ def find_checkpoint(location: str) -> Path:
         UserError: if there is none.
     """
     folder = Path(location)
-    if (folder / "state.json").is_file():
+    if (folder / "manifest.json").is_file():
         return folder
-    found = sorted((folder / "checkpoints").glob("step-*/state.json"))
+    found = checkpoints_in(folder)
     if not found:
         what = "is neither a checkpoint nor a run with one" if folder.is_dir() else "is no folder"
         raise UserError(f"--checkpoint: {location} {what} (seen from {Path.cwd()})")
-    return found[-1].parent
+    return found[0]
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, the newest first; a name with an ending is that of something else."""
+    found = (path.parent for path in (folder / "checkpoints").glob("step-*/manifest.json"))
+    return sorted((path for path in found if not path.suffix), reverse=True)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -92,6 +129,10 @@ def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[
     Raises:
         UserError: for a frozen encoder that is not found, and for weights that do not belong to this configuration.
     """
+    try:
+        verify(folder)
+    except ValueError as damage:
+        raise UserError(f"--checkpoint: {folder} is damaged: {damage}") from damage
     labels = read_state(folder)["labels"]
     for name in config.tasks.keys() ^ labels.keys():
         raise UserError(f"--checkpoint: {folder} has the tasks {', '.join(labels)}; '{name}' is in one of both only")
@@ -108,10 +149,10 @@ def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[
         load_trained_weights(model, load_file(folder / "model.safetensors"))
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"--checkpoint: {folder / 'model.safetensors'} does not fit: {error}") from error
-    return model.eval(), tasks, AutoTokenizer.from_pretrained(folder / "encoder")
+    return model.eval(), tasks, load_tokenizer(str(folder / "encoder"), config.model.max_length)
 
 
-# -- weights ----------------------------------------------------------------------------------------------------------
+# -- weights, and what the optimizer knows of them --------------------------------------------------------------------
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -134,3 +175,24 @@ def load_trained_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Non
             raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, not {tuple(parameter.shape)}")
     for name, parameter in own.items():
         parameter.copy_(weights[name])
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
+    """Writes what an optimizer knows of each parameter, by the parameter's name."""
+    tensors = {
+        f"{name}/{key}": value.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
+    """Gives an optimizer back what `save_optimizer` wrote."""
+    parameters = dict(model.named_parameters())
+    state: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(path).items():
+        name, _, what = key.rpartition("/")
+        state.setdefault(name, {})[what] = tensor.to(parameters[name].device)
+    for name, of_parameter in state.items():
+        optimizer.state[parameters[name]] = of_parameter

@@ -23,7 +23,9 @@ def check_config(config: Config) -> None:
         _check_task(f"tasks.{name}", name, task)
 
     positive = [f"training.{key}" for key in ("batch_size", "max_tokens_per_pass", "learning_rate", "logging_steps")]
-    positive += [f"training.{key}" for key in ("num_train_epochs", "max_steps", "eval_steps")]
+    positive += [
+        f"training.{key}" for key in ("num_train_epochs", "max_steps", "eval_steps", "save_steps", "save_total_limit")
+    ]
     positive += ["model.max_length", "mixture.temperature", "num_proc"]
     positive += ["adapters.rank", "adapters.alpha"] if config.adapters else []
     positive += [f"tasks.{t}.{key}" for t in tasks for key in ("weight", "max_train_examples", "max_eval_examples")]
@@ -73,6 +75,8 @@ def check_config(config: Config) -> None:
 def _check_task(key: str, name: str, task: TaskConfig) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"{key}: a task's name becomes a folder: text of letters, digits, '_' and '-'")
+    if name == "row":
+        raise UserError(f"{key}: predictions have the row's number under this name; choose another")
     if hasattr(nn.ModuleDict(), name):
         raise UserError(f"{key}: the name '{name}' is taken by PyTorch's modules; choose another")
     few, most, what = {

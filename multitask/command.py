@@ -82,7 +82,9 @@ def read_command(arguments: list[str], description: str | None = None) -> Comman
         checkpoint = find_checkpoint(flags.checkpoint or _read_config(rest, description).training.output_dir)
         rest = ["--config", str(checkpoint / "config.yaml"), *rest]
     config = _read_config(rest, description)
-    tasks = [name for name in (flags.tasks or "").split(",") if name]
+    tasks = [name.strip() for name in (flags.tasks or "").split(",") if name.strip()]
+    if flags.tasks is not None and not tasks:
+        raise UserError(f"--tasks: names no task{hint('', config.tasks, 'tasks')}")
     for name in tasks:
         if name not in config.tasks:
             raise UserError(f"--tasks: there is no task '{name}'{hint(name, config.tasks, 'tasks')}")

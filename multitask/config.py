@@ -148,6 +148,10 @@ class TrainingConfig:
         max_grad_norm: Gradients are scaled down to this norm; 0 leaves them as they are.
         logging_steps: Steps between two lines in metrics.jsonl.
         eval_steps: Steps between two evaluations; null evaluates at the end only.
+        save_steps: Steps between two checkpoints; the last step is always saved, and with null alone.
+        save_total_limit: How many checkpoints to keep: the newest, and the best by average; null keeps all.
+        resume_from_checkpoint: What to continue from: `auto`, the newest checkpoint of the same run; `never`; or the
+            folder of a checkpoint.
         dataloader_num_workers: Processes that prepare batches in the background; 0 prepares them in the loop.
     """
 
@@ -165,6 +169,9 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     logging_steps: int = 10
     eval_steps: int | None = None
+    save_steps: int | None = 500
+    save_total_limit: int | None = 2
+    resume_from_checkpoint: str = "auto"
     dataloader_num_workers: int = 1
 
 

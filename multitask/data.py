@@ -97,7 +97,7 @@ def load_task(
         validation = None
     labels = labels_of(name, config, train)
     metrics = metrics_of(name, config, labels)
-    layout = layout_of(config, labels, is_numbered=isinstance(leaf_type(train.features.get(config.label)), ClassLabel))
+    layout = layout_of(config, labels, is_numbered=isinstance(leaf_type(train.features, config.label), ClassLabel))
     features = Features({"input_ids": List(List(Value("int32")))})
     if "token_type_ids" in tokenizer.model_input_names:
         features["token_type_ids"] = List(List(Value("int8")))

@@ -66,7 +66,7 @@ def encode_texts(
         `truncated`, how many sequences were cut.
 
     Raises:
-        UserError: naming the split and the row, for an empty text or label, an unknown label, a missing choice.
+        UserError: naming the split and the row, for a missing text or label, an unknown label, a missing choice.
     """
     firsts: list[str] = []
     seconds: list[str] = []
@@ -146,6 +146,11 @@ def value_at(value: Any, path: str) -> Any:
     return value_at(value.get(first), rest)
 
 
+def is_missing(value: Any) -> bool:
+    """Whether there is nothing in a field: null, or a NaN, which is how some files write it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def text_at(row: dict[str, Any], column: str, at: str) -> str:
     """The text in a column; a number is taken as its text."""
     return _text(value_at(row, column), column, at)
@@ -164,8 +169,8 @@ def number_of(value: Any, layout: Layout, known: Mapping[str, int], at: str) -> 
 
 
 def _text(value: Any, column: str, at: str) -> str:
-    if value is None or isinstance(value, (list, dict)):
-        found = "is empty" if value is None else f"holds a {type(value).__name__}, not a text"
+    if is_missing(value) or isinstance(value, (list, dict, bytes)):
+        found = "is empty" if is_missing(value) else f"holds a {type(value).__name__}, not a text"
         raise UserError(f"{at}: column '{column}' {found}")
     return str(value)
 
@@ -174,7 +179,7 @@ def _label(row: dict[str, Any], layout: Layout, known: Mapping[str, int], at: st
     """A number, the number of a class, or 0 and 1 for each of several labels."""
     assert layout.label is not None
     value = value_at(row, layout.label)
-    if value is None or value == "":
+    if is_missing(value) or value == "":
         raise UserError(f"{at}: the label in column '{layout.label}' is empty")
     if layout.task_type == "regression":
         return _finite(value, layout.label, at)
@@ -216,4 +221,7 @@ def _choice_numbers(row: dict[str, Any], layout: Layout, at: str) -> dict[str, i
     names = value_at(row, layout.choice_labels)
     if not isinstance(names, list):
         raise UserError(f"{at}: column '{layout.choice_labels}' holds {names!r}, not the names of the choices")
-    return {label_text(name): i for i, name in enumerate(names[: layout.num_choices])}
+    known = {label_text(name): i for i, name in enumerate(names[: layout.num_choices])}
+    if len(known) < len(names[: layout.num_choices]):
+        raise UserError(f"{at}: column '{layout.choice_labels}' holds {names!r}, a name twice")
+    return known

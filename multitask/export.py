@@ -1,7 +1,7 @@
 """One plain Hugging Face folder per task."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -9,7 +9,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import merged_weights, save_adapter
 from .building import save_tokenizer
+from .errors import UserError
 from .model import MultitaskModel
+
+
+def check_export_folder(folder: Path, tasks: Iterable[str]) -> None:
+    """Refuses to replace what is no exported model, and a folder that cannot be made.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    for name in tasks:
+        there = folder / name
+        is_free = not there.exists() or (there.is_dir() and not any(there.iterdir()))
+        if not is_free and not (there / "config.json").is_file():
+            raise UserError(f"--output: {there} holds something that is no exported model; give another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: {folder} cannot be made: {error.strerror}") from error
 
 
 def export_tasks(
@@ -36,17 +54,20 @@ def export_tasks(
     for name in cards or model.tasks:
         task_model = model.tasks[name]
         assert isinstance(task_model, PreTrainedModel)
-        shutil.rmtree(folder / name, ignore_errors=True)  # an earlier run may have exported weights, or an adapter
         adapters = model.adapters.get(name, [])
+        partial = folder / f"{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         if merge:
-            task_model.save_pretrained(folder / name, state_dict=merged_weights(task_model, adapters))
+            task_model.save_pretrained(partial, state_dict=merged_weights(task_model, adapters))
         else:
-            task_model.config.save_pretrained(folder / name)
-        save_tokenizer(tokenizer, folder / name)
+            task_model.config.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
         if cards:
-            (folder / name / "README.md").write_text(cards[name])
+            (partial / "README.md").write_text(cards[name])
         if adapters:
-            save_adapter(task_model, adapters, encoder, folder / name / "adapter")
+            save_adapter(task_model, adapters, encoder, partial / "adapter")
             head = set(model.head_parameters(name)) - set(model.adapter_parameters(name))
             tensors = {key: p.detach().contiguous() for key, p in task_model.named_parameters() if p in head}
-            save_file(tensors, folder / name / "adapter" / "head.safetensors", metadata={"format": "pt"})
+            save_file(tensors, partial / "adapter" / "head.safetensors", metadata={"format": "pt"})
+        shutil.rmtree(folder / name, ignore_errors=True)  # an earlier export
+        partial.rename(folder / name)

@@ -30,6 +30,8 @@ def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels:
     Raises:
         UserError: for a field that is missing or holds something else; the words that follow "row N".
     """
+    if not isinstance(row, Mapping):
+        raise UserError(f"is {row!r}, not a mapping of fields")
     found: dict[str, Any] = {}
     for own, others in zip(config.inputs, OTHER_NAMES.get(config.type, TEXT_NAMES), strict=False):
         name, value = next(
@@ -42,12 +44,21 @@ def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels:
             value = split_words(value)
             if not isinstance(value, list) or not value or any(isinstance(w, (list, dict, type(None))) for w in value):
                 raise UserError(f"holds {value!r} in field '{name}', which are no words for task {task}")
-        elif isinstance(value, (list, dict)):
+        elif isinstance(value, (list, dict, bytes)):
             raise UserError(f"holds a {type(value).__name__} in field '{name}', not a text for task {task}")
+        if not _is_unicode(value):
+            raise UserError(f"holds half a character in field '{name}', which is no Unicode")
         found[others[0]] = value
     if config.type == "multiple_choice":
         found |= _choices(task, config, row, num_labels)
     return found
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        return str(value).encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _choices(task: str, config: TaskConfig, row: Mapping[str, Any], num_choices: int) -> dict[str, Any]:
@@ -62,8 +73,11 @@ def _choices(task: str, config: TaskConfig, row: Mapping[str, Any], num_choices:
     if (
         not isinstance(choices, list)
         or len(choices) != num_choices
-        or any(isinstance(c, (list, dict)) for c in choices)
+        or any(isinstance(c, (list, dict, bytes, type(None))) for c in choices)
     ):
         raise UserError(f"holds {choices!r} as choices, not a list of {num_choices} texts for task {task}")
+    if not _is_unicode("".join(map(str, choices))):
+        raise UserError("holds half a character in its choices, which is no Unicode")
     names = value_at(dict(row), config.choice_labels) if config.choice_labels else None
-    return {"choices": choices, "names": names if isinstance(names, list) and len(names) == num_choices else None}
+    is_named = isinstance(names, list) and None not in names and len(set(map(str, names))) == num_choices
+    return {"choices": choices, "names": names if is_named else None}

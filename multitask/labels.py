@@ -7,7 +7,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 from .config import TaskConfig
-from .encoding import label_text, value_at
+from .encoding import is_missing, label_text, value_at
 from .errors import UserError, hint
 from .tasks import TASK_TYPES
 
@@ -32,15 +32,15 @@ def labels_of(name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
                 f"tasks.{name}.choices: '{config.choices}' holds {first!r}, not a list of two or more choices"
             )
         return tuple(str(position) for position in range(len(first)))
-    feature = leaf_type(train.features.get(config.label))
+    feature = leaf_type(train.features, config.label)
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
     in_lists = config.type in ("multi_label_classification", "token_classification")
     values = _column(train, config.label)
     if in_lists:
         values = (item for value in values for item in (value if isinstance(value, list) else [value]))
-    found = [value for value in values if value not in (None, "")]
-    if any(isinstance(value, (list, dict)) for value in found[:1]):
+    found = [value for value in values if not is_missing(value) and value != ""]
+    if any(isinstance(value, (list, dict, bytes)) for value in found[:1]):
         raise UserError(f"tasks.{name}.label: '{config.label}' holds {found[0]!r}; a class is a text or a number")
     numbers = all(isinstance(value, (int, float)) for value in found)
     labels = tuple(dict.fromkeys(map(label_text, sorted(set(found), key=None if numbers else str))))
@@ -50,11 +50,14 @@ def labels_of(name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
     return labels
 
 
-def leaf_type(feature: Any) -> Any:
-    """The type of what stands in a column, or in the lists in it."""
-    while hasattr(feature, "feature"):
-        feature = feature.feature
-    return feature
+def leaf_type(features: Any, path: str) -> Any:
+    """The type of what stands at a dotted path of a row, or in the lists there."""
+    while hasattr(features, "feature"):
+        features = features.feature
+    if not path:
+        return features
+    first, _, rest = (path, "", "") if path in features else path.partition(".")
+    return leaf_type(features[first], rest)
 
 
 def metrics_of(name: str, config: TaskConfig, labels: tuple[str, ...]) -> tuple[str, ...]:

@@ -41,8 +41,8 @@ def load_metric(task_type: str, name: str, num_classes: int) -> LocalMetric:
     Args:
         task_type: as in the configuration.
         name: one of `TASK_TYPES[task_type].metrics`.
-        num_classes: in classification, f1 is that of class 1 where there are two classes, as GLUE reports it, and the
-            mean over the classes (macro) where there are more.
+        num_classes: or labels. In classification, f1 is that of class 1 where there are two classes, as GLUE reports
+            it, and the mean over the classes (macro) where there are more.
 
     Returns:
         An `evaluate.Metric`; a correlation with a constant is not defined and comes out as NaN.
@@ -58,8 +58,8 @@ def load_metric(task_type: str, name: str, num_classes: int) -> LocalMetric:
     functions = {
         "accuracy": metrics.accuracy_score,
         "f1": _binary_f1 if num_classes == 2 else _macro_f1,
-        "f1_macro": _macro_f1,
-        "f1_micro": _micro_f1,
+        "f1_macro": partial(_labels_f1, "macro", num_classes),
+        "f1_micro": partial(_labels_f1, "micro", num_classes),
         "matthews_correlation": metrics.matthews_corrcoef,
     }
     label = datasets.Value("int64")
@@ -73,17 +73,28 @@ def _binary_f1(references: Sequence, predictions: Sequence) -> float:
 
 
 def _macro_f1(references: Sequence, predictions: Sequence) -> float:
-    """Mean over the classes of the harmonic mean of precision and recall."""
+    """Mean over the classes that occur of the harmonic mean of precision and recall."""
     return metrics.f1_score(references, predictions, average="macro", zero_division=0.0)
 
 
-def _micro_f1(references: Sequence, predictions: Sequence) -> float:
-    """Harmonic mean of precision and recall over all labels of all rows together."""
-    return metrics.f1_score(references, predictions, average="micro", zero_division=0.0)
+def _labels_f1(average: str, num_labels: int, references: Sequence, predictions: Sequence) -> float:
+    """F1 of labels of which a row may have several: over all of them together (micro), or their mean (macro)."""
+    average = average if num_labels > 1 else "binary"  # scikit-learn would count the rows without the only label too
+    shape = (-1, num_labels) if num_labels > 1 else -1
+    of_rows = [np.asarray(labels).reshape(shape) for labels in (references, predictions)]
+    return metrics.f1_score(*of_rows, average=average, zero_division=0.0)
 
 
 def _spans(name: str, references: list[list[str]], predictions: list[list[str]]) -> float:
-    """Precision, recall and F1 of whole spans as in CoNLL (micro average), accuracy of words."""
+    """Precision, recall and F1 of whole spans as in CoNLL (micro average), accuracy of words.
+
+    `seqeval` knows B, I, E, S and O; the L(ast) and U(nit) of BILOU are other names of E(nd) and S(ingle).
+    """
+    renamed = {"L-": "E-", "U-": "S-"}
+    references, predictions = (
+        [[renamed.get(tag[:2], tag[:2]) + tag[2:] for tag in row] for row in rows]
+        for rows in (references, predictions)
+    )
     if name == "accuracy":
         return seqeval.accuracy_score(references, predictions)
     return getattr(seqeval, f"{name}_score")(references, predictions, average="micro", zero_division=0)

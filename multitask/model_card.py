@@ -11,13 +11,13 @@ from .tasks import Task
 
 
 def model_cards(
-    tasks: Sequence[Task], configs: Mapping[str, TaskConfig], encoder: str, state: Mapping[str, Any]
+    tasks: Sequence[Task], configs: Mapping[str, TaskConfig], encoder: str, state: Mapping[str, Any], merged: bool
 ) -> dict[str, str]:
     """The card of each task by its name; see `model_card`."""
-    return {task.name: model_card(task, configs[task.name], encoder, state) for task in tasks}
+    return {task.name: model_card(task, configs[task.name], encoder, state, merged) for task in tasks}
 
 
-def model_card(task: Task, config: TaskConfig, encoder: str, state: Mapping[str, Any]) -> str:
+def model_card(task: Task, config: TaskConfig, encoder: str, state: Mapping[str, Any], merged: bool = True) -> str:
     """A README.md in the form of the hub: metadata that its pages read, then words for people.
 
     Args:
@@ -25,6 +25,7 @@ def model_card(task: Task, config: TaskConfig, encoder: str, state: Mapping[str,
         config: its configuration.
         encoder: as configured.
         state: of the checkpoint: step, command, versions, rows, results.
+        merged: whether the weights are there as a whole; otherwise an adapter and a head are.
     """
     results = (state.get("results") or {}).get(task.name, {})
     on_hub = config.dataset not in FILE_FORMATS and not Path(config.dataset).exists()
@@ -77,12 +78,12 @@ label `{config.label}`{labels}
 
 ## Results
 
-{measured if results else "It was not evaluated: its data has no validation rows with labels."}
+{measured if results else "It was not evaluated."}
 
 ## Use
 
 ```python
-{_use(task, config)}
+{_use(task, config) if merged else _use_adapter(task, encoder)}
 ```
 """
 
@@ -91,6 +92,18 @@ def _names(config: TaskConfig) -> list[str]:
     files = config.data_files or {}
     paths = [path for value in files.values() for path in ([value] if isinstance(value, str) else value)]
     return [Path(path).name for path in paths] or [Path(config.dataset).name]
+
+
+def _use_adapter(task: Task, encoder: str) -> str:
+    auto = task.type.auto_class.__name__
+    return f"""from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, {auto}
+
+config = AutoConfig.from_pretrained("{task.name}")
+model = {auto}.from_pretrained("{encoder}", config=config)
+model.load_state_dict(load_file("{task.name}/adapter/head.safetensors"), strict=False)
+PeftModel.from_pretrained(model.base_model, "{task.name}/adapter")  # puts the adapter into the encoder's layers"""
 
 
 def _use(task: Task, config: TaskConfig) -> str:

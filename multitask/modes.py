@@ -5,14 +5,14 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from .checkpoint import load_checkpoint, read_state
-from .command import Command
+from .command import Command, read_command
 from .data import load_tasks
 from .errors import UserError
 from .evaluation import average, evaluate_tasks, predict
-from .export import export_tasks
+from .export import check_export_folder, export_tasks
 from .model_card import model_cards
 from .predictor import Predictor, predict_file
-from .rows import check_paths
+from .rows import bad_rows_file, check_paths
 from .run_folder import write_results
 from .summary import results_table
 
@@ -21,46 +21,59 @@ def evaluate(command: Command, accelerator: Accelerator) -> None:
     """Measures a checkpoint on the validation rows; on those of its run it repeats the run's numbers."""
     config = command.config
     assert command.checkpoint
+    if command.output and (Path(command.output).is_dir() or not Path(command.output).parent.is_dir()):
+        raise UserError(f"--output: {command.output} is no file in a folder that exists (seen from {Path.cwd()})")
     model, heads, tokenizer = load_checkpoint(command.checkpoint, config)
-    tasks = load_tasks(
-        config.tasks, tokenizer, config.model.max_length, config.data_root, config.num_proc, accelerator
-    )
-    for task, head in zip(tasks, heads, strict=True):
-        if task.labels != head.labels:
-            raise UserError(f"tasks.{task.name}.label: the data has {task.labels}, the checkpoint {head.labels}")
+    chosen = {name: config.tasks[name] for name in command.tasks}
+    tasks = load_tasks(chosen, tokenizer, config.model.max_length, config.data_root, config.num_proc, accelerator)
+    labels = {head.name: head.labels for head in heads}
+    for task in tasks:
+        if task.labels != labels[task.name]:
+            raise UserError(f"tasks.{task.name}.label: the data has {task.labels}, the checkpoint {labels[task.name]}")
     model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True)
     results = evaluate_tasks(
-        [task for task in tasks if task.name in command.tasks],
+        tasks,
         lambda task, split: predict(
             model, task.name, split, accelerator, tokenizer.pad_token_id, config.training.max_tokens_per_pass
         ),
     )
     accelerator.print(results_table(results, tasks))
     if command.output and accelerator.is_main_process:
-        write_results(Path(command.output), read_state(command.checkpoint)["step"], results, average(results))
+        try:
+            write_results(Path(command.output), read_state(command.checkpoint)["step"], results, average(results))
+        except OSError as error:
+            raise UserError(f"--output: {command.output} cannot be written: {error.strerror}") from error
 
 
 def predict_rows(command: Command, accelerator: Accelerator) -> None:
     """Answers the rows of a file."""
     assert command.input and command.output
     check_paths(command.input, command.output)
-    predictor = Predictor(str(command.checkpoint), accelerator.device)
+    predictor = Predictor(str(command.checkpoint), accelerator.device, command.config)
     answered, bad = predict_file(
         predictor, command.tasks, command.input, command.output, accelerator, command.skip_bad_rows
     )
-    left_out = f"; {bad:,} left out, see {command.output}.bad.jsonl" if bad else ""
+    left_out = f"; {bad:,} left out, see {bad_rows_file(command.output)}" if bad else ""
     accelerator.print(f"{answered:,} rows predicted in {command.output}{left_out}")
 
 
 def export(command: Command, accelerator: Accelerator) -> None:
     """Writes one ordinary model per task, as the end of training does."""
     assert command.checkpoint
-    config = command.config
-    model, tasks, tokenizer = load_checkpoint(command.checkpoint, config)
-    folder = Path(command.output or Path(config.training.output_dir) / "export")
+    run = command.checkpoint.parent.parent if command.checkpoint.parent.name == "checkpoints" else None
+    if run is None and not command.output:
+        raise UserError(f"--output is missing; {command.checkpoint} is in no run's folder")
+    folder = Path(command.output or f"{run}/export")
+    check_export_folder(folder, command.tasks)
+    model, tasks, tokenizer = load_checkpoint(command.checkpoint, command.config)
     if accelerator.is_main_process:
+        # What the card says is what the run did, whatever is overridden now.
+        trained = read_command(["--config", str(command.checkpoint / "config.yaml")]).config
+        merge = command.config.adapters is None or command.config.adapters.merge
         chosen = [task for task in tasks if task.name in command.tasks]
-        cards = model_cards(chosen, config.tasks, config.model.encoder, read_state(command.checkpoint))
-        merge = config.adapters is None or config.adapters.merge
-        export_tasks(model, tokenizer, folder, config.model.encoder, merge, cards)
-        print(f"One model per task in {folder}: {', '.join(task.name for task in chosen)}")
+        cards = model_cards(chosen, trained.tasks, trained.model.encoder, read_state(command.checkpoint), merge)
+        export_tasks(model, tokenizer, folder, trained.model.encoder, merge, cards)
+        print(f"One model per task in {folder}: {', '.join(command.tasks)}")
+
+
+OTHER_MODES = {"evaluate": evaluate, "predict": predict_rows, "export": export}

@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from .checkpoint import find_checkpoint, load_checkpoint
 from .command import read_command
+from .config import Config
 from .data import Split, as_split
 from .encoding import Layout
 from .errors import UserError, hint
 from .evaluation import compute_logits
 from .fields import fields_of, shared_layout
-from .rows import prediction_file, read_rows
+from .rows import bad_rows_file, prediction_file, read_rows
 
 Answers = dict[str, dict[str, Any]]  # of each task: {"rte": {"label": "entailment", "score": 0.9, …}}
 CHUNK = 1024  # rows that are held at a time
@@ -41,27 +42,28 @@ class Predictor:
     Args:
         location: a run's folder, of which the newest checkpoint is taken, or a checkpoint.
         device: where to compute; without it on the accelerator, if there is one.
+        config: settings in place of those that the checkpoint was made with.
 
     Raises:
         UserError: if there is no checkpoint, or it cannot be read.
     """
 
-    def __init__(self, location: str, device: torch.device | str | None = None):
+    def __init__(self, location: str, device: torch.device | str | None = None, config: Config | None = None):
         folder = find_checkpoint(location)
-        self.config = read_command(["--config", str(folder / "config.yaml")]).config
+        self.config = config or read_command(["--config", str(folder / "config.yaml")]).config
         self.model, tasks, self.tokenizer = load_checkpoint(folder, self.config)
         self.model.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
         self.tasks = {task.name: task for task in tasks}
 
     def __call__(
-        self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]], tasks: Sequence[str] | None = None
+        self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]], tasks: str | Sequence[str] | None = None
     ) -> Answers | list[Answers]:
         """Answers for one row, or for each of several in their order, of all tasks or of those named.
 
         Raises:
             UserError: for a task that is not known and a field that is missing, naming the row.
         """
-        chosen = self.choose(tasks)
+        chosen = self.choose([tasks] if isinstance(tasks, str) else tasks)
         answers: list[Answers] = []
         for chunk in _chunks([rows] if isinstance(rows, Mapping) else rows, CHUNK):
             for answer in self.answer(chunk, chosen):
@@ -174,7 +176,7 @@ def predict_file(
     """
     rank, size = accelerator.process_index, accelerator.num_processes
     num_answered = num_bad = 0
-    bad_file = Path(f"{target}.bad.jsonl")
+    bad_file = Path(bad_rows_file(target))
     if accelerator.is_main_process:
         bad_file.unlink(missing_ok=True)
     nowhere: AbstractContextManager = nullcontext(lambda rows: None)

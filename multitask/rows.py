@@ -40,8 +40,16 @@ def check_paths(source: str, target: str) -> None:
         raise UserError(f"--input: there is no file {source} (seen from {Path.cwd()})")
     if not Path(target).parent.is_dir():
         raise UserError(f"--output: there is no folder {Path(target).parent} (seen from {Path.cwd()})")
-    if Path(target).exists() and Path(target).samefile(source):
-        raise UserError(f"--output: {target} is the input")
+    if Path(target).is_dir():
+        raise UserError(f"--output: {target} is a folder")
+    for written in (target, f"{target}.partial", bad_rows_file(target)):
+        if Path(written).exists() and Path(written).samefile(source):
+            raise UserError(f"--output: {target} would replace the input {source}")
+
+
+def bad_rows_file(target: str) -> str:
+    """Where the rows go that could not be answered."""
+    return f"{target}.bad.jsonl"
 
 
 def read_rows(source: str) -> Iterator[dict[str, Any] | UserError]:
@@ -55,7 +63,8 @@ def read_rows(source: str) -> Iterator[dict[str, Any] | UserError]:
     """
     try:
         if source.endswith(".parquet"):
-            for batch in parquet.ParquetFile(source).iter_batches(batch_size=1024):
+            table = parquet.ParquetFile(source)
+            for batch in table.iter_batches(batch_size=1024) if table.metadata.num_rows else ():
                 yield from batch.to_pylist()
         else:
             with open(source, encoding="utf-8-sig", newline="") as file:
@@ -92,14 +101,16 @@ def prediction_file(target: str) -> Iterator[Callable[[list[dict[str, Any]]], No
     """
     partial = Path(f"{target}.partial")
     if target.endswith(".parquet"):
+        _create(partial).close()
         writers: list[parquet.ParquetWriter] = []
 
         def write_parquet(rows: list[dict[str, Any]]) -> None:
             flat = [flatten(row) for row in rows]
-            if not writers:
+            if flat and not writers:
                 schema = pa.schema([(name, _arrow_type(name, value)) for name, value in flat[0].items()])
                 writers.append(parquet.ParquetWriter(partial, schema))
-            writers[0].write_table(pa.Table.from_pylist(flat, schema=writers[0].schema))
+            if flat:
+                writers[0].write_table(pa.Table.from_pylist(flat, schema=writers[0].schema))
 
         try:
             yield write_parquet
@@ -107,9 +118,17 @@ def prediction_file(target: str) -> Iterator[Callable[[list[dict[str, Any]]], No
             for writer in writers:
                 writer.close()
     else:
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        with _create(partial) as file:
             yield _csv_writer(file) if target.endswith(".csv") else _json_writer(file)
-    partial.replace(target)
+    if partial.exists():
+        partial.replace(target)
+
+
+def _create(path: Path) -> Any:
+    try:
+        return path.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise UserError(f"--output: {path} cannot be written: {error.strerror}") from error
 
 
 def _arrow_type(name: str, value: Any) -> pa.DataType:
@@ -128,16 +147,11 @@ def _csv_writer(file: Any) -> Callable[[list[dict[str, Any]]], None]:
     writers: list[csv.DictWriter] = []
 
     def write(rows: list[dict[str, Any]]) -> None:
-        flat = [flatten(row) for row in rows]
-        if not writers:
-            writers.append(csv.DictWriter(file, list(flat[0])))
-            writers[0].writeheader()
-        writers[0].writerows(
-            {
-                name: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
-                for name, value in row.items()
-            }
-            for row in flat
-        )
+        for row in map(flatten, rows):
+            if not writers:
+                writers.append(csv.DictWriter(file, list(row)))
+                writers[0].writeheader()
+            lists = {n: json.dumps(v, ensure_ascii=False) for n, v in row.items() if isinstance(v, list)}
+            writers[0].writerow(row | lists)
 
     return write

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import yaml
 from .config import Config, flatten, to_yaml
 from .errors import UserError
 
+NUMBERS = ("metrics.jsonl", "metrics.json")
 # Settings that do not change what is learned; a run may be repeated in its folder with others.
 HARMLESS = {
     "training.output_dir",
     "training.max_tokens_per_pass",
     "training.logging_steps",
     "training.eval_steps",
+    "training.save_steps",
+    "training.save_total_limit",
+    "training.resume_from_checkpoint",
     "training.dataloader_num_workers",
     "training.gradient_checkpointing",
     "adapters.merge",
@@ -38,29 +43,48 @@ def check_run_folder(folder: Path, config: Config) -> None:
             raise UserError(f"training.output_dir: {folder} holds no run but {there[0]}; give the run a new folder")
         return
     try:
-        earlier_tree = yaml.safe_load(path.read_text())
-        earlier = flatten(earlier_tree) | {"the order of tasks": list(earlier_tree["tasks"])}
+        changed = changed_setting(yaml.safe_load(path.read_text()), config)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"training.output_dir: {path} is not the configuration of a run; remove it") from error
+    if changed:
+        raise UserError(
+            f"training.output_dir: {folder} holds a run of another configuration "
+            f"({changed}); give this one a folder of its own"
+        )
+
+
+def changed_setting(earlier: dict[str, Any], config: Config) -> str | None:
+    """The first setting that changes what is learned and is not what it was: "KEY was THIS, is THAT".
+
+    Args:
+        earlier: a run's configuration as it was read from its YAML.
+        config: the one to compare.
+    """
+    then = flatten(earlier) | {"the order of tasks": list(earlier["tasks"])}
     now = flatten(yaml.safe_load(to_yaml(config))) | {"the order of tasks": list(config.tasks)}
-    for key in sorted((earlier.keys() | now.keys()) - HARMLESS):
-        if earlier.get(key) != now.get(key):
-            raise UserError(
-                f"training.output_dir: {folder} holds a run of another configuration "
-                f"({key} was {earlier.get(key)}, is {now.get(key)}); give this one a folder of its own"
-            )
+    for key in sorted((then.keys() | now.keys()) - HARMLESS):
+        if then.get(key) != now.get(key):
+            return f"{key} was {then.get(key)}, is {now.get(key)}"
+    return None
 
 
-def open_run_folder(folder: Path, config: Config) -> None:
-    """Makes the folder, writes the resolved configuration and starts the numbers anew.
+def open_run_folder(folder: Path, config: Config, checkpoint: Path | None) -> None:
+    """Makes the folder, writes the resolved configuration, and sets the numbers back to those of the checkpoint.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        checkpoint: the one that the run continues from; without one, the numbers start anew.
 
     Raises:
         UserError: if the folder cannot be written to.
     """
     try:
         (folder / "export").mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "metrics.json"):
+        for name in NUMBERS:
             (folder / name).unlink(missing_ok=True)
+            if checkpoint and (checkpoint / name).exists():
+                shutil.copyfile(checkpoint / name, folder / name)
         (folder / "config.yaml").write_text(to_yaml(config))
     except OSError as error:
         raise UserError(f"training.output_dir: {error.filename} cannot be written: {error.strerror}") from error

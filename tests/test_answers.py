@@ -100,10 +100,13 @@ def test_answers_are_written_in_several_ways(tokenizer):
         ["Bob"],
         "Bob",
         {"text": ["Robert", "Bob"]},  # the first that is there
+        {"text": [" Bob"], "answer_start": [7.0]},  # spaces belong to no token
+        {"text": ["Bob. "], "answer_start": [8]},
     ):
         windows = encode(tokenizer, [{"question": "Who?", "context": context, "answers": answers}])
         (label,) = windows["label"]
-        assert label.index(STARTS + ENDS) == windows["starts"][0].index(8)
+        start = windows["starts"][0].index(8)
+        assert label.index(STARTS if "Bob. " in str(answers) else STARTS + ENDS) == start
     second = encode(
         tokenizer, [{"question": "?", "context": context, "answers": [{"text": "Bob", "answer_start": 13}]}]
     )
@@ -131,6 +134,14 @@ def test_the_loss_knows_nothing_of_padding(tokenizer):
     both = torch.tensor([[0, 0, STARTS + ENDS, 0, 0]])
     expected = -(logits[0, :, 0].log_softmax(0)[2] + logits[0, :, 1].log_softmax(0)[2]) / 2
     torch.testing.assert_close(loss(logits, both), expected[None])
+
+
+def test_a_space_counted_to_its_word_is_not_answered():
+    """As the tokenizers with '▁' do it."""
+    windows = {"example": [0], "context": ["in Paris now"], "starts": [[-1, 0, 2, 8]], "ends": [[-1, 2, 8, 12]]}
+    logits = np.array([[[0.0, 0.0], [0, 0], [9, 9], [0, 0]]])
+    (found,) = best_answers(logits, windows)
+    assert (found["answer"], found["start"], found["end"]) == ("Paris", 3, 8)
 
 
 def test_a_window_is_an_example(encoders, task_files, tmp_path):
@@ -162,7 +173,16 @@ def test_validation_without_any_answer_is_hidden(encoders, tmp_path):
             {"answers": {"text": ["Porto"], "answer_start": [250]}},
             "tasks.t: train row 1: answer 'Porto' is not in its context at character 250, where 's in ' stands",
         ),
-        ({"answers": [7]}, "tasks.t: train row 1: answer 7 has no text"),
+        ({"answers": [7]}, "tasks.t: train row 1: answer '7' is not in its context"),
+        ({"answers": [{"answer_start": 7}]}, "tasks.t: train row 1: answer {'answer_start': 7} has no text"),
+        (
+            {"answers": {"text": ["Porto", "x"], "answer_start": [255]}},
+            "tasks.t: train row 1: 2 answers with 1 starts",
+        ),
+        (
+            {"answers": {"text": ["Porto"], "answer_start": ["255"]}},
+            "tasks.t: train row 1: answer_start '255' is not a whole number",
+        ),
         ({"context": None}, "tasks.t: train row 1: column 'context' is empty"),
         ({"question": ["a"]}, "tasks.t: train row 1: column 'question' holds a list, not a text"),
     ],

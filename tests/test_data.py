@@ -1,3 +1,4 @@
+import inspect
 import json
 
 import datasets
@@ -133,6 +134,39 @@ def test_lists_of_the_hubs_class_labels(load, tmp_path, kind):
     assert task.labels == ("O", "B-X", "I-X")
     expected = [1, 1, 0] if kind.startswith("multi") else [-100, 1, 0, -100]
     assert task.train.rows["label"][:] == [expected]
+
+
+def test_a_class_label_in_a_nested_row_keeps_its_names(load, tmp_path):
+    features = datasets.Features({"a": datasets.Value("string"), "x": {"y": datasets.ClassLabel(names=["no", "yes"])}})
+    rows = datasets.Dataset.from_dict({"a": ["cat", "dog"], "x": [{"y": 1}, {"y": 1}]}, features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    files = {"train": str(tmp_path / "rows.parquet")}
+    task = load([], type="classification", inputs=["a"], label="x.y", dataset="parquet", data_files=files)
+    assert (task.labels, task.train.rows["label"][:]) == (("no", "yes"), [1, 1])
+
+
+@pytest.mark.parametrize("column", ["a", "label"])
+def test_nothing_is_no_text_and_no_class(load, tmp_path, column):
+    """NaN is how tables say that a field is empty, and bytes are no text."""
+    rows = {"a": ["cat", "dog", "dog"], "label": ["x", "y", "y"]}
+    options = {"type": "classification", "inputs": ["a"], "dataset": "parquet"}
+    files = {"train": str(tmp_path / "rows.parquet")}
+    datasets.Dataset.from_dict(rows | {column: [1.0, 2.0, float("nan")]}).to_parquet(files["train"])
+    with pytest.raises(UserError, match="tasks.t: train row 2: .*is empty"):
+        load([], data_files=files, **options)
+    datasets.Dataset.from_dict(rows | {column: [b"x", b"y", b"z"]}).to_parquet(files["train"])
+    with pytest.raises(UserError, match="holds (a bytes, not a text|b'.'; a class is a text or a number)"):
+        load([], data_files=files, **options)
+
+
+def test_what_is_cached_is_what_this_code_encodes(load, tmp_path, monkeypatch):
+    """`datasets` knows a function by its name alone; a new version of it must not find the old one's rows."""
+    files = {"train": str(write_jsonl(tmp_path / "rows.jsonl", [{"a": "cat", "label": 1.5}]))}
+    options = {"type": "regression", "inputs": ["a"], "data_files": files}
+    before = load([], **options).train.rows._fingerprint
+    assert load([], **options).train.rows._fingerprint == before
+    monkeypatch.setattr(inspect, "getsource", lambda module: "another version")
+    assert load([], **options).train.rows._fingerprint != before
 
 
 def test_splits_may_write_the_same_label_differently(load):
@@ -284,6 +318,12 @@ MISTAKES = {
         [{"b": "cat", "label": "x"}],
         CLASSIFY,
         "tasks.t.inputs: validation has no column 'a' (columns: b, label)",
+    ),
+    "names of choices twice": (
+        [CHOICES[0] | {"names": ["A", "A"]}],
+        None,
+        CHOOSE,
+        "tasks.t: train row 0: column 'names' holds ['A', 'A'], a name twice",
     ),
     "not a list of labels": (
         CLASSES,

@@ -6,6 +6,7 @@ import pytest
 from accelerate import Accelerator
 from conftest import TASKS
 
+from multitask import decoding
 from multitask.building import build_model, load_tokenizer
 from multitask.config import TaskConfig
 from multitask.data import load_task
@@ -20,6 +21,10 @@ SETS = [[1, 1], [0, 0], [0, 1]], [[1, 1], [0, 1], [0, 0]]
 SPANS = (
     [["B-PER", "I-PER", "O"], ["B-LOC", "I-LOC"], ["O", "B-PER"]],
     [["B-PER", "I-PER", "O"], ["B-LOC", "O"], ["B-LOC", "B-PER"]],
+)
+BILOU = (
+    [["U-PER", "U-PER", "O", "B-LOC", "L-LOC", "U-LOC"]],
+    [["U-PER", "O", "O", "B-LOC", "L-LOC", "U-LOC"]],
 )
 ANSWERS = [["a house", "the cat"], ["red cat"], [""], ["tree"]], ["The Cat.", "cat", "", "river"]
 
@@ -48,6 +53,8 @@ ANSWERS = [["a house", "the cat"], ["red cat"], [""], ["tree"]], ["The Cat.", "c
         ("token_classification", "recall", *SPANS, 2 / 3),
         ("token_classification", "f1", *SPANS, 2 * 2 / (4 + 3)),
         ("token_classification", "accuracy", *SPANS, 5 / 7),
+        ("token_classification", "recall", *BILOU, 3 / 4),
+        ("token_classification", "precision", *BILOU, 1.0),
         # Case, punctuation and articles do not count; "red cat" and "cat" share one word: F1 2/3; "" is right for "".
         ("question_answering", "exact_match", *ANSWERS, 2 / 4),
         ("question_answering", "f1", *ANSWERS, (1 + 2 / 3 + 1 + 0) / 4),
@@ -57,6 +64,17 @@ def test_metrics_by_hand(task_type, name, references, predictions, value):
     metric = load_metric(task_type, name, num_classes=2)
     assert isinstance(metric, evaluate.Metric)
     assert metric.compute(references=references, predictions=predictions) == {name: pytest.approx(value)}
+
+
+def test_one_label_that_may_be_there_is_measured_by_itself():
+    for name in ("f1_micro", "f1_macro"):
+        metric = load_metric("multi_label_classification", name, num_classes=1)
+        assert metric.compute(references=[[1], [0], [0], [0]], predictions=[[0]] * 4) == {name: 0.0}
+        assert metric.compute(references=[[1], [1], [0]], predictions=[[1], [0], [0]]) == {name: pytest.approx(2 / 3)}
+
+
+def test_a_label_is_predicted_where_it_is_more_likely_than_not():
+    assert decoding.likely(np.array([[-0.1, 0.1, 0.4]]), None, ()).tolist() == [[0, 1, 1]]
 
 
 def test_f1_of_several_classes_is_their_mean():

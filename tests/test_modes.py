@@ -16,9 +16,10 @@ from pyarrow import parquet
 from safetensors import safe_open
 
 from multitask import Predictor
-from multitask.checkpoint import load_checkpoint
+from multitask.checkpoint import find_checkpoint, load_checkpoint
 from multitask.command import read_command
 from multitask.errors import UserError
+from multitask.model import logits_of
 from multitask.modes import evaluate, export, predict_rows
 
 
@@ -93,12 +94,8 @@ def test_a_checkpoint_exports_what_the_run_did(folder, tmp_path):
 @both_ways
 def test_a_checkpoint_holds_each_weight_once(folder):
     checkpoint = folder / "checkpoints" / "step-00000008"
-    assert {path.name for path in checkpoint.iterdir()} == {
-        "config.yaml",
-        "encoder",
-        "model.safetensors",
-        "state.json",
-    }
+    weights = {path.name for path in checkpoint.iterdir() if path.suffix == ".safetensors"}
+    assert weights == {"model.safetensors", "optimizer.safetensors"}
     config = read_command(["--config", str(checkpoint / "config.yaml")]).config
     with safe_open(checkpoint / "model.safetensors", "pt") as file:
         saved = {name: file.get_tensor(name).shape for name in list(file.keys())}
@@ -112,10 +109,9 @@ def test_a_checkpoint_holds_each_weight_once(folder):
 def test_full_fine_tuning_is_used_without_the_encoder_it_began_with(folder, encoders, tmp_path):
     copy = tmp_path / "moved"
     shutil.copytree(folder / "checkpoints" / "step-00000008", copy)
-    text = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(text.replace(str(encoders("bert")), "no/such-encoder"))
+    config = read_command(["--config", str(copy / "config.yaml"), "--model.encoder", "no/such-encoder"]).config
     row = {"text": "the cat"}
-    assert Predictor(str(copy))(row, ["animal"]) == Predictor(str(folder))(row, ["animal"])
+    assert Predictor(str(copy), config=config)(row, "animal") == Predictor(str(folder))(row, ["animal"])
 
 
 def test_an_encoder_with_positions_that_are_computed(train, mixture_config, encoders, tmp_path, monkeypatch):
@@ -307,7 +303,7 @@ def test_two_processes_answer_as_one(folder, program, tmp_path):
         assert first["animal"]["score"] == pytest.approx(second["animal"]["score"], abs=1e-5)
 
 
-def test_bad_rows_are_left_out_counted_and_kept_elsewhere(folder, tmp_path, capsys):
+def test_bad_rows_are_left_out_counted_and_kept_elsewhere(folder, tmp_path, capsys, monkeypatch):
     source, target = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
     lines = ['{"a": "cat"}', "not json", "", '{"b": "dog"}', '{"a": ["x"]}', "[1]", '{"a": "the dog"}']
     source.write_text("\n".join(lines) + "\n")
@@ -327,6 +323,11 @@ def test_bad_rows_are_left_out_counted_and_kept_elsewhere(folder, tmp_path, caps
     ending = f"; --skip_bad_rows leaves such rows out (1 answers before it are in {target}.partial)"
     assert str(caught.value).endswith(ending)
     assert [line["row"] for line in read_jsonl(tmp_path / "answers.jsonl.partial")] == [0]  # nothing is lost
+    write_jsonl(source, [{"a": "cat"}] * 9 + [{}])
+    monkeypatch.setattr("multitask.predictor.CHUNK", 4)
+    with pytest.raises(UserError, match=r"row 9 lacks .* \(9 answers before it are in"):
+        run_mode("predict", *options)
+    assert not (tmp_path / "answers.jsonl.bad.jsonl").exists()  # that of the time before is no longer true
     source.write_text('{"c": 1}\n')
     with pytest.raises(UserError, match="rows.jsonl has no row that can be answered \\(1 left out\\)"):
         run_mode("predict", *options, "--skip_bad_rows")
@@ -362,6 +363,19 @@ def test_a_field_that_is_missing_is_named(folder, row, message):
             {"text": "a", "choices": ["x", "y"]},
             "row 0 holds ['x', 'y'] as choices, not a list of 3 texts for task choice",
         ),
+        (
+            "choice",
+            {"text": "a", "choices": ["x", "y \ud800", "z"]},
+            "row 0 holds half a character in its choices, which is no Unicode",
+        ),
+        (
+            "choice",
+            {"text": "a", "choices": ["x", None, "z"]},
+            "row 0 holds ['x', None, 'z'] as choices, not a list of 3 texts for task choice",
+        ),
+        ("animal", {"text": "a \ud800"}, "row 0 holds half a character in field 'text', which is no Unicode"),
+        ("animal", {"text": b"a"}, "row 0 holds a bytes in field 'text', not a text for task animal"),
+        ("animal", 5, "row 0 is 5, not a mapping of fields"),
         ("tags", {"words": []}, "row 0 holds [] in field 'words', which are no words for task tags"),
         ("tags", {"text": "  "}, "row 0 holds [] in field 'text', which are no words for task tags"),
         (
@@ -378,7 +392,7 @@ def test_a_field_that_is_missing_is_named(folder, row, message):
 )
 def test_what_a_task_cannot_answer_is_said(folder, task, row, message):
     with pytest.raises(UserError) as caught:
-        Predictor(str(folder))(row, [task])
+        Predictor(str(folder))([row], [task])
     assert str(caught.value) == message.replace("(or 'context' or 'text_pair')", "(or 'text_pair')")
 
 
@@ -423,6 +437,10 @@ def test_what_a_task_cannot_answer_is_said(folder, task, row, message):
             "--mode export --chekpoint RUN",
             "--checkpoint is missing; --mode export needs one, as --checkpoint runs/quickstart",
         ),
+        (
+            "--mode export --checkpoint RUN --tasks ,",
+            "--tasks: names no task (tasks: animal, choice, find, similar, tags, topics)",
+        ),
         ("--mode export --checkpoint RUN --outptu x", "--outptu: unknown option; did you mean '--output'? (options: "),
     ],
 )
@@ -444,7 +462,7 @@ def test_mistakes_in_flags(folder, options, message, monkeypatch):
         ),
         ("none.jsonl", "out.jsonl", "--input: there is no file none.jsonl (seen from "),
         ("rows.jsonl", "no/out.jsonl", "--output: there is no folder no (seen from "),
-        ("rows.jsonl", "rows.jsonl", "--output: rows.jsonl is the input"),
+        ("rows.jsonl", "rows.jsonl", "--output: rows.jsonl would replace the input rows.jsonl"),
         ("broken.parquet", "out.jsonl", "--input: broken.parquet cannot be read: "),
         ("latin.csv", "out.jsonl", "--input: latin.csv cannot be read: 'utf-8' codec can't decode"),
         ("ragged.csv", "out.jsonl", "--input: ragged.csv row 0 has 3 fields, the head line 1; --skip_bad_rows leaves"),
@@ -471,12 +489,107 @@ def test_weights_of_another_run_are_refused(folder, tmp_path):
     shutil.copytree(folder / "checkpoints" / "step-00000008", copy)
     with pytest.raises(UserError, match=r"--checkpoint: .*model.safetensors does not fit: encoder\.\S+ has shape"):
         run_mode("evaluate", "--checkpoint", str(copy), "--adapters.rank", "3")
-    (copy / "model.safetensors").write_text("x")
-    with pytest.raises(UserError, match=r"--checkpoint: .*model.safetensors does not fit: "):
-        Predictor(str(copy))
-    (copy / "state.json").write_text("{")
-    with pytest.raises(UserError, match=r"--checkpoint: .*state.json cannot be read: "):
-        Predictor(str(copy))
+    for path in (copy / "encoder" / "tokenizer.json", copy / "model.safetensors", copy / "state.json"):
+        path.unlink()
+        missing = path.relative_to(copy)
+        with pytest.raises(UserError, match=f"--checkpoint: .*copy is damaged: {missing} is missing"):
+            Predictor(str(copy))
+        shutil.copyfile(folder / "checkpoints" / "step-00000008" / missing, path)
+    Predictor(str(copy))
+
+
+def test_the_newest_checkpoint_is_taken(folder, tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for name in ("step-00000003", "step-00000012", "step-00000013.partial", "step-00000014.damaged"):
+        shutil.copytree(folder / "checkpoints" / "step-00000008", checkpoints / name)
+    assert find_checkpoint(str(tmp_path / "run")) == checkpoints / "step-00000012"
+
+
+@pytest.mark.parametrize("folder", SCOPES[1:2], indirect=True, ids=["per_task"])
+def test_settings_may_be_overridden_in_every_mode(folder, encoders, tmp_path):
+    shutil.copytree(encoders("bert"), tmp_path / "moved" / "bert")
+    source = write_jsonl(tmp_path / "rows.jsonl", [{"text": "the cat"}])
+    options = ["--checkpoint", str(folder), "--tasks", "animal", "--model.encoder", str(tmp_path / "moved" / "bert")]
+    run_mode("predict", *options, "--input", str(source), "--output", str(tmp_path / "out.jsonl"))
+    (line,) = read_jsonl(tmp_path / "out.jsonl")
+    assert line["animal"] == Predictor(str(folder))({"text": "the cat"}, "animal")["animal"]
+    with pytest.raises(UserError, match="model.encoder: there is no folder ./gone"):
+        run_mode("predict", *options[:-1], "./gone", "--input", str(source), "--output", str(tmp_path / "out.jsonl"))
+    # A card says what the run did, not what an export overrides.
+    run_mode("export", *options, "--output", str(tmp_path / "e"), "--tasks.animal.label", "b")
+    card = (tmp_path / "e" / "animal" / "README.md").read_text()
+    assert "label `label`" in card
+
+
+@pytest.mark.parametrize("folder", SCOPES[1:2], indirect=True, ids=["per_task"])
+def test_the_card_of_an_adapter_shows_how_it_is_used(folder, tmp_path, monkeypatch):
+    run_mode("export", "--checkpoint", str(folder), "--adapters.merge", "false", "--output", str(tmp_path / "slim"))
+    monkeypatch.chdir(tmp_path / "slim")
+    for name in ALL_TASKS:
+        code = Path(name, "README.md").read_text().split("```python\n")[1].split("```")[0]
+        known: dict = {}
+        exec(code, known)
+        merged = known["model"].eval()
+        plain = type(merged).from_pretrained(folder / "export" / name).eval()
+        inputs = {"input_ids": torch.tensor([[2, 5, 6, 7, 3]])}
+        if name == "choice":
+            inputs = {"input_ids": torch.tensor([[[2, 5, 6, 3], [2, 7, 8, 3], [2, 9, 4, 3]]])}
+        with torch.no_grad():
+            torch.testing.assert_close(logits_of(merged(**inputs)), logits_of(plain(**inputs)), atol=1e-5, rtol=0)
+
+
+def test_nothing_of_the_users_is_replaced(folder, tmp_path):
+    kept = tmp_path / "animal" / "my_data.csv"
+    kept.parent.mkdir()
+    kept.write_text("x")
+    with pytest.raises(UserError, match=r"--output: .*animal holds something that is no exported model; give another"):
+        run_mode("export", "--checkpoint", str(folder), "--output", str(tmp_path))
+    bad = write_jsonl(tmp_path / "out.jsonl.bad.jsonl", [{"text": "the cat"}])
+    options = ["--checkpoint", str(folder), "--tasks", "animal", "--output", str(tmp_path / "out.jsonl")]
+    with pytest.raises(UserError, match="--output: .*out.jsonl would replace the input .*out.jsonl.bad.jsonl"):
+        run_mode("predict", *options, "--input", str(bad))
+    assert kept.read_text() == "x" and read_jsonl(bad) == [{"text": "the cat"}]
+    copy = tmp_path / "moved"
+    shutil.copytree(folder, copy)  # its export goes with it, not where its configuration says
+    shutil.rmtree(copy / "export")
+    run_mode("export", "--checkpoint", str(copy), "--tasks", "animal")
+    assert (copy / "export" / "animal" / "config.json").is_file()
+    shutil.copytree(folder / "checkpoints" / "step-00000008", tmp_path / "alone")
+    with pytest.raises(UserError, match="--output is missing; .*alone is in no run's folder"):
+        run_mode("export", "--checkpoint", str(tmp_path / "alone"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_bad_first_row_is_told_in_every_format(folder, tmp_path, kind):
+    source, target = write_jsonl(tmp_path / "rows.jsonl", [{"no": 1}, {"a": "cat"}]), tmp_path / f"out.{kind}"
+    options = ["--checkpoint", str(folder), "--tasks", "animal", "--input", str(source), "--output", str(target)]
+    with pytest.raises(UserError, match=r"rows.jsonl row 0 lacks the field 'a'"):
+        run_mode("predict", *options)
+    run_mode("predict", *options, "--skip_bad_rows")
+    assert [int(line["row"]) for line in predictions(target)] == [1]
+    write_jsonl(source, [{"no": 1}])
+    with pytest.raises(UserError, match="has no row that can be answered"):
+        run_mode("predict", *options, "--skip_bad_rows")
+
+
+@pytest.mark.parametrize(
+    ("mode", "output", "message"),
+    [
+        ("predict", "out", "--output: {0} is of no known kind"),
+        ("predict", "folder.jsonl", "--output: {0} is a folder"),
+        ("evaluate", "nowhere/x.json", "--output: {0} is no file in a folder that exists"),
+        ("evaluate", "folder.jsonl", "--output: {0} is no file in a folder that exists"),
+        ("export", "file/x", "--output: {0} cannot be made: Not a directory"),
+    ],
+)
+def test_an_output_that_cannot_be_is_told_before_the_work(folder, tmp_path, mode, output, message):
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "file").write_text("")
+    path = str(tmp_path / output)
+    source = ["--input", str(write_jsonl(tmp_path / "rows.jsonl", [{"a": "cat"}]))] if mode == "predict" else []
+    with pytest.raises(UserError) as caught:
+        run_mode(mode, "--checkpoint", str(folder), "--tasks", "animal", "--output", path, *source)
+    assert str(caught.value).startswith(message.format(path))
 
 
 def test_data_with_other_labels_is_refused(folder, tmp_path):

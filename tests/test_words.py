@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tokenizers
@@ -5,6 +7,7 @@ import transformers
 from conftest import ALL_TASKS, write_jsonl
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from multitask import decoding
 from multitask.building import load_tokenizer
 from multitask.config import TaskConfig
 from multitask.data import load_task
@@ -84,6 +87,13 @@ def test_predictions_are_read_at_the_first_tokens():
     logits = np.zeros((2, 4, 3))
     logits[0, 1, 2] = logits[0, 3, 1] = logits[1, 2, 0] = 1
     assert predicted_words(logits, [[1, 3, -1], [2]]) == [[2, 1, -1], [0]]
+
+
+def test_a_word_that_was_cut_off_is_outside_of_every_span():
+    split = SimpleNamespace(notes={"word_tokens": [[1, -1]]})
+    logits = np.array([[[0, 0], [0, 9]]])
+    assert decoding.word_predictions(logits, split, ("O", "B-ANIMAL")) == [["B-ANIMAL", "O"]]
+    assert decoding.word_predictions(logits, split, ("A", "B")) == [["B", "O"]]
 
 
 @pytest.mark.parametrize(

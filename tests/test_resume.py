@@ -1,0 +1,320 @@
+"""A run that is stopped and goes on is the run that was never stopped, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from conftest import ROOT, make_rows, read_jsonl, write_jsonl
+from safetensors.torch import load_file
+from test_script import assert_same_curve
+
+import run_multitask
+from multitask.checkpoint import checkpoints_in, read_state
+from multitask.command import read_command
+from multitask.errors import UserError
+from multitask.manifest import verify
+
+TIMING = {"train/tokens_per_second", "checkpoint/seconds"}
+
+
+@pytest.fixture
+def run(mixture_config, write_config, tmp_path):
+    """Trains in a folder, up to a signal after so many looks for one; gives the exit status."""
+    mixture_config["model"]["dropout"] = 0.1
+    mixture_config["training"] |= {"max_steps": 8, "eval_steps": 3, "save_steps": 3, "logging_steps": 2}
+
+    def train(folder: str, *options: str, stop_at: int | None = None) -> int:
+        looks = iter(range(1, 10**6))
+        command = read_command(
+            ["--config", write_config(mixture_config), "--training.output_dir", str(tmp_path / folder), *options]
+        )
+        return run_multitask.train(
+            command, Accelerator(cpu=True), lambda: signal.SIGTERM if stop_at and next(looks) >= stop_at else 0
+        )
+
+    return train
+
+
+def numbers(folder: Path) -> list[dict]:
+    """All that was logged, but for what a clock says and when a checkpoint was written."""
+    lines = [
+        {key: value for key, value in line.items() if key not in TIMING}
+        for line in read_jsonl(folder / "metrics.jsonl")
+    ]
+    return [line for line in lines if set(line) != {"step"}]
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    assert numbers(first) == numbers(second)
+    assert (first / "metrics.json").read_text() == (second / "metrics.json").read_text()
+    one, two = checkpoints_in(first)[0], checkpoints_in(second)[0]
+    assert one.name == two.name
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    tasks = sorted(path.name for path in (first / "export").iterdir())
+    assert len(tasks) == 3
+    for task in tasks:
+        path = Path("export", task, "model.safetensors")
+        assert (first / path).read_bytes() == (second / path).read_bytes()
+
+
+@pytest.mark.parametrize("stop_at", range(1, 12))
+def test_stopped_anywhere_and_resumed_is_never_stopped(run, tmp_path, stop_at, capsys):
+    """Looks for a signal come once a step and before each task of an evaluation, so some fall into one."""
+    assert run("whole") == 0
+    assert run("parts", stop_at=stop_at) == 143
+    assert "stopped by a signal; step" in capsys.readouterr().out
+    step = read_state(checkpoints_in(tmp_path / "parts")[0])["step"]
+    assert 1 <= step < 8
+    assert run("parts") == 0
+    assert f"going on from {tmp_path / 'parts' / 'checkpoints' / f'step-{step:08}'}" in capsys.readouterr().out
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_stopped_at_every_step(run, tmp_path):
+    assert run("whole") == 0
+    statuses = []
+    while not statuses or statuses[-1]:
+        statuses.append(run("parts", stop_at=4))  # the evaluation of a step takes three looks, and comes again
+    assert 3 <= len(statuses) <= 8
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("adapters", ["per_task", "both"])
+def test_adapters_and_idle_heads_go_on_too(run, mixture_config, tmp_path, adapters):
+    mixture_config["adapters"] = {"rank": 2, "scope": adapters, "dropout": 0.1}
+    mixture_config["mixture"] = {"sampling": "weights", "weights": {"similar": 0.04, "animal": 0.3, "choice": 0.66}}
+    assert run("whole") == 0
+    assert run("parts", stop_at=4) == 143
+    assert run("parts") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_finished_run_is_only_exported_again(run, tmp_path, capsys):
+    assert run("whole") == 0
+    before, lines = (tmp_path / "whole" / "metrics.json").read_text(), numbers(tmp_path / "whole")
+    capsys.readouterr()
+    assert run("whole") == 0
+    assert (tmp_path / "whole" / "metrics.json").read_text() == before and numbers(tmp_path / "whole") == lines
+    assert "step-00000008" in capsys.readouterr().out
+
+
+def test_another_number_of_processes_goes_on(run, mixture_config, write_config, program, tmp_path):
+    mixture_config["training"]["logging_steps"] = 1
+    plain = ["--model.dropout", "0.0"]  # masks are drawn by each process
+    assert run("whole", *plain) == 0
+    assert run("parts", *plain, stop_at=3) == 143
+    options = ["--config", write_config(mixture_config), "--training.output_dir", str(tmp_path / "parts"), *plain]
+    done = program(*options, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert_same_curve(tmp_path / "whole", tmp_path / "parts")
+
+
+# -- as a user's machine ends it ---------------------------------------------------------------------------------------
+
+
+def start(config: str, folder: Path, *options: str, processes: int = 1) -> subprocess.Popen:
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *torchrun, str(ROOT / "run_multitask.py"), "--config", config]
+    command += ["--training.output_dir", str(folder), *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    """Until the run has logged a step."""
+    for _ in range(600):
+        path = folder / "metrics.jsonl"
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError("the run does not come on")
+
+
+LONG = ["--training.max_steps", "400", "--training.eval_steps", "null", "--training.logging_steps", "1"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_with_its_status(mixture_config, write_config, tmp_path, number, status):
+    config = write_config(mixture_config)
+    process = start(config, tmp_path / "run", *LONG, "--training.dataloader_num_workers", "1")
+    wait_for_step(tmp_path / "run", 5, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    (checkpoint,) = checkpoints_in(tmp_path / "run")
+    verify(checkpoint)
+    step = read_state(checkpoint)["step"]
+    assert 5 <= step < 400 and f"stopped by a signal; step {step} of 400 is saved in" in out
+    assert "Traceback" not in err
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-2]["step"] == step  # the step was finished, and no other
+
+
+def test_two_processes_end_together_and_go_on(mixture_config, write_config, program, tmp_path):
+    mixture_config["model"]["dropout"] = 0.1
+    config = write_config(mixture_config)
+    few = [*LONG, "--training.max_steps", "60"]
+    whole = program("--config", config, *few, "--training.output_dir", str(tmp_path / "whole"), processes=2)
+    assert whole.returncode == 0, whole.stderr
+    process = start(config, tmp_path / "parts", *few, processes=2)
+    wait_for_step(tmp_path / "parts", 4, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert 4 <= read_state(checkpoints_in(tmp_path / "parts")[0])["step"] < 60
+    rest = program("--config", config, *few, "--training.output_dir", str(tmp_path / "parts"), processes=2)
+    assert rest.returncode == 0, rest.stderr
+    assert "going on from" in rest.stdout
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(mixture_config, write_config, program, tmp_path):
+    """SIGKILL leaves no time for anything; saving at every step makes it likely to come in the middle of one."""
+    mixture_config["model"]["dropout"] = 0.1
+    config = write_config(mixture_config)
+    options = [*LONG, "--training.max_steps", "40", "--training.save_steps", "1"]
+    folder = tmp_path / "parts"
+    for kill_at in (3, 9, 20):
+        process = start(config, folder, *options)
+        wait_for_step(folder, kill_at, process)
+        time.sleep(0.013 * kill_at)
+        process.kill()
+        process.communicate()
+        for checkpoint in checkpoints_in(folder):
+            verify(checkpoint)  # what has its name is whole
+    assert program("--config", config, *options, "--training.output_dir", str(folder)).returncode == 0
+    assert program("--config", config, *options, "--training.output_dir", str(tmp_path / "whole")).returncode == 0
+    assert_same_run(tmp_path / "whole", folder)
+    assert all(path.name.startswith("step-") and path.suffix == "" for path in (folder / "checkpoints").iterdir())
+
+
+# -- what a checkpoint is worth ----------------------------------------------------------------------------------------
+
+
+def damage(kind: str, checkpoint: Path) -> str:
+    """Harms a checkpoint; gives what is said of it."""
+    weights = checkpoint / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    if kind == "flipped":
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
+        return "model.safetensors is not what was written: its CRC32C is"
+    if kind == "short":
+        weights.write_bytes(content[:-1])
+        return f"model.safetensors has {len(content) - 1:,} bytes, not {len(content):,}"
+    if kind == "missing":
+        weights.unlink()
+        return "model.safetensors is missing"
+    (checkpoint / "manifest.json").write_text('{"step": 6')
+    return "manifest.json cannot be read:"
+
+
+@pytest.mark.parametrize("kind", ["flipped", "short", "missing", "manifest"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, kind, capsys):
+    assert run("whole") == 0
+    assert run("parts", stop_at=13) == 143  # after step 6, of which the evaluation was done
+    newest, before, *_ = checkpoints_in(tmp_path / "parts")
+    reason = damage(kind, newest)
+    assert run("parts") == 0
+    out = capsys.readouterr().out
+    assert f"{newest} is damaged and set aside as {newest.name}.damaged: {reason}" in out
+    assert f"going on from {before}" in out
+    assert newest.with_name(newest.name + ".damaged").is_dir()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    with pytest.raises(UserError, match=f"training.resume_from_checkpoint: .*{newest.name}.damaged is damaged: "):
+        run("other", "--training.resume_from_checkpoint", str(newest.with_name(newest.name + ".damaged")))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--training.seed", "1", "training.seed was 0, is 1"),
+        ("--training.batch_size", "6", "training.batch_size was 12, is 6"),
+        ("--training.max_steps", "9", "training.max_steps was 8, is 9"),
+        ("--model.dropout", "0.2", "model.dropout was 0.1, is 0.2"),
+        ("--tasks.animal.weight", "2", "tasks.animal.weight was 1.0, is 2.0"),
+    ],
+)
+def test_settings_that_change_the_result_are_refused(run, tmp_path, option, value, said):
+    assert run("run", stop_at=3) == 143
+    for chosen in (str(tmp_path / "run"), str(checkpoints_in(tmp_path / "run")[0])):
+        with pytest.raises(UserError) as caught:
+            run("other", option, value, "--training.resume_from_checkpoint", chosen)
+        assert f"was made with other settings ({said}); make them as they were" in str(caught.value)
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(UserError, match="holds a run of another configuration"):
+        run("run", option, value)
+
+
+def test_other_settings_are_accepted(run, tmp_path):
+    assert run("run", stop_at=3) == 143
+    harmless = ["--training.logging_steps", "5", "--training.save_steps", "4", "--training.save_total_limit", "null"]
+    assert run("run", *harmless, "--training.dataloader_num_workers", "1", "--training.eval_steps", "null") == 0
+
+
+def test_data_that_have_changed_are_refused(run, mixture_config, tmp_path):
+    assert run("run", stop_at=3) == 143
+    path = write_jsonl(tmp_path / "fewer.jsonl", make_rows("regression", 59))
+    Path(mixture_config["tasks"]["similar"]["data_files"]["train"]).rename(tmp_path / "kept")
+    try:
+        os.link(path, mixture_config["tasks"]["similar"]["data_files"]["train"])
+        with pytest.raises(
+            UserError, match=r"the train rows of task similar were 60, are 59\); make them as they were"
+        ):
+            run("run")
+    finally:
+        (tmp_path / "kept").rename(mixture_config["tasks"]["similar"]["data_files"]["train"])
+
+
+def test_a_run_may_begin_anew(run, tmp_path, capsys):
+    assert run("run", stop_at=3) == 143
+    (old,) = checkpoints_in(tmp_path / "run")
+    assert run("run", "--training.resume_from_checkpoint", "never") == 0
+    assert f"{old} is removed, as this run begins anew" in capsys.readouterr().out
+    assert run("whole") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_another_run_goes_on_in_a_folder_of_its_own(run, tmp_path):
+    assert run("run", stop_at=3) == 143
+    assert run("other", "--training.resume_from_checkpoint", str(tmp_path / "run")) == 0
+    assert run("whole") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "other")
+
+
+def test_the_newest_and_the_best_are_kept(run, tmp_path):
+    often = ["--training.save_steps", "1", "--training.eval_steps", "2", "--tasks.similar.metrics", "[mse]"]
+    assert run("all", *often, "--training.save_total_limit", "null") == 0
+    averages = {read_state(path)["step"]: read_state(path)["average"] for path in checkpoints_in(tmp_path / "all")}
+    assert sorted(averages) == list(range(1, 9))
+    evaluated = {step: average for step, average in averages.items() if average is not None}
+    assert sorted(evaluated) == [2, 4, 6, 8]
+    best = max(evaluated, key=lambda step: evaluated[step])
+    assert best < 7, "the best is among the newest: other metrics would test more"
+    assert run("few", *often, "--training.save_total_limit", "2") == 0
+    assert {read_state(path)["step"] for path in checkpoints_in(tmp_path / "few")} == {7, 8, best}
+
+
+def test_a_checkpoint_is_read_without_pickle(run, tmp_path):
+    assert run("run") == 0
+    files = {
+        p.relative_to(tmp_path / "run" / "checkpoints").as_posix()
+        for p in (tmp_path / "run" / "checkpoints").rglob("*")
+        if p.is_file()
+    }
+    assert {name.split("/")[0] for name in files} == {"step-00000006", "step-00000008"}
+    assert {Path(name).suffix for name in files} == {".safetensors", ".json", ".jsonl", ".yaml"}
+    checkpoint = checkpoints_in(tmp_path / "run")[0]
+    weights, memory = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "optimizer"))
+    assert {name.rpartition("/")[0] for name in memory} == weights.keys()
+    # Each weight once, and twice as much for AdamW's two moments, with a step number for each.
+    sizes = [sum(t.numel() for t in tensors.values()) for tensors in (weights, memory)]
+    assert sizes[1] == 2 * sizes[0] + len(weights)
+    assert np.isfinite(json.loads((checkpoint / "state.json").read_text())["average"])
