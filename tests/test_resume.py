@@ -1,6 +1,7 @@
 """A run that is stopped and goes on is the run that was never stopped, bit for bit."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from multitask.checkpoint import checkpoints_in, read_state
 from multitask.command import read_command
 from multitask.errors import UserError
 from multitask.manifest import verify
+from multitask.resume import surplus
 
 TIMING = {"train/tokens_per_second", "checkpoint/seconds"}
 
@@ -297,9 +299,20 @@ def test_the_newest_and_the_best_are_kept(run, tmp_path):
     evaluated = {step: average for step, average in averages.items() if average is not None}
     assert sorted(evaluated) == [2, 4, 6, 8]
     best = max(evaluated, key=lambda step: evaluated[step])
-    assert best < 7, "the best is among the newest: other metrics would test more"
     assert run("few", *often, "--training.save_total_limit", "2") == 0
-    assert {read_state(path)["step"] for path in checkpoints_in(tmp_path / "few")} == {7, 8, best}
+    assert {read_state(path)["step"] for path in checkpoints_in(tmp_path / "few")} == {7, 8} | {best}
+
+
+def test_what_is_too_many(tmp_path):
+    folders = []
+    for step, average in ((5, None), (4, math.nan), (3, 0.4), (2, 0.9), (1, None)):
+        folders.append(tmp_path / f"step-{step}")
+        folders[-1].mkdir()
+        (folders[-1] / "state.json").write_text(json.dumps({"average": average}))
+    assert [path.name for path in surplus(folders, 2)] == ["step-3", "step-1"]
+    assert [path.name for path in surplus(folders, 4)] == ["step-1"]
+    assert surplus(folders, None) == surplus(folders[:2], 2) == surplus([], 2) == []
+    assert [path.name for path in surplus(folders[:2], 1)] == ["step-4"]  # none has been evaluated
 
 
 def test_a_checkpoint_is_read_without_pickle(run, tmp_path):
