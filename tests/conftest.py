@@ -39,6 +39,7 @@ from multitask.building import build_model, load_tokenizer  # noqa: E402
 from multitask.command import read_command  # noqa: E402
 from multitask.config import TaskConfig  # noqa: E402
 from multitask.data import load_task  # noqa: E402
+from multitask.manifest import write_manifest  # noqa: E402
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -335,6 +336,25 @@ def proxy(storage_server, monkeypatch):
 def bucket(proxy):
     """A new bucket, whose name begins with the letters of gs://."""
     return storage.Client().create_bucket(f"gs-gold-{time.time_ns()}")
+
+
+@pytest.fixture
+def place(bucket):
+    """Where a run's checkpoints are in the bucket."""
+    return f"gs://{bucket.name}/runs/a"
+
+
+def make_checkpoint(folder: Path, step: int, large: int = 0) -> Path:
+    """A folder with a manifest and a few files, one of them as large as wanted (in bytes)."""
+    folder = folder / f"step-{step:08d}"
+    (folder / "encoder").mkdir(parents=True)
+    rng = random.Random(str(folder))
+    (folder / "model.safetensors").write_bytes(rng.randbytes(large or 3000))
+    (folder / "optimizer.safetensors").write_bytes(rng.randbytes(5000))
+    (folder / "encoder" / "config.json").write_text(json.dumps({"step": step}))
+    (folder / "empty").write_bytes(b"")
+    write_manifest(folder, step=step)
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -32,6 +32,7 @@ class FaultProxy:
         handler = type("Handler", (_Handler,), {"proxy": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # clients that hang up are what this is about
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -116,6 +117,9 @@ class _Nothing:
 
 
 def _damage(body: bytes) -> bytes:
-    # In a multipart upload the content ends before the last boundary.
-    place = body.rfind(b"\r\n--") - 1 if body.startswith(b"--") else len(body) // 2
-    return body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :] if body else body
+    if body.startswith(b"--"):  # a multipart upload: the content ends before the last boundary
+        end = body.rfind(b"\r\n--")
+        place = end - (1 if body[end - 4 : end] != b"\r\n\r\n" else len(body))
+    else:
+        place = len(body) // 2
+    return body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :] if 0 <= place < len(body) else body

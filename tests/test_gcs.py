@@ -1,9 +1,9 @@
 """Checkpoints in a bucket: a real server, and between it and the client a proxy that does what networks do."""
 
-import json
 import random
 
 import pytest
+from conftest import make_checkpoint
 from fault_proxy import FETCHED, SENT
 
 from multitask import gcs_objects
@@ -21,24 +21,6 @@ from multitask.gcs_objects import split_url
 from multitask.manifest import describe, verify, write_manifest
 
 LARGE = 9 << 20  # the library sends a larger file than 8 MiB in chunks
-
-
-def make_checkpoint(folder, step, large=0):
-    """A checkpoint of a few files with random content."""
-    folder = folder / f"step-{step:08d}"
-    (folder / "encoder").mkdir(parents=True)
-    rng = random.Random(f"{folder} {step}")
-    (folder / "model.safetensors").write_bytes(rng.randbytes(large or 3000))
-    (folder / "optimizer.safetensors").write_bytes(rng.randbytes(5000))
-    (folder / "encoder" / "config.json").write_text(json.dumps({"step": step}))
-    (folder / "empty").write_bytes(b"")
-    write_manifest(folder, step=step)
-    return folder
-
-
-@pytest.fixture
-def place(bucket):
-    return f"gs://{bucket.name}/runs/a"
 
 
 def names(bucket):
