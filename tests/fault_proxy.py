@@ -15,7 +15,8 @@ FETCHED = ("429", "503", "reset", "truncate", "corrupt", "slow")  # to what is d
 
 
 class FaultProxy:
-    """Passes requests on; `fault`, a function of a request's method and path, names what goes wrong with it, or None.
+    """Passes requests on; `fault`, a function of a request's method and path, names what goes wrong with it, or None; a
+    function that it gives is called before the request goes on.
 
     - 401, 403, 429, 503: this answer, and the server never hears of the request;
     - reset: the connection breaks before anything was read; after half: of the body; after all: the server did it,
@@ -28,6 +29,7 @@ class FaultProxy:
     def __init__(self):
         self.target: tuple[str, int] = ("", 0)
         self.stall_seconds = 1.0
+        self.lock = Lock()
         self.reset()
         handler = type("Handler", (_Handler,), {"proxy": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -37,10 +39,9 @@ class FaultProxy:
         Thread(target=self.server.serve_forever, daemon=True).start()
 
     def reset(self) -> None:
-        self.fault: Callable[[str, str], str | None] = lambda method, path: None
+        self.fault: Callable[[str, str], str | Callable | None] = lambda method, path: None
         self.injected: Counter[str] = Counter()
         self.requests: list[tuple[str, str]] = []
-        self.lock = Lock()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -51,8 +52,10 @@ class _Handler(BaseHTTPRequestHandler):
         with self.proxy.lock:
             self.proxy.requests.append((self.command, self.path))
             fault = self.proxy.fault(self.command, self.path)
-            if fault:
+            if isinstance(fault, str):
                 self.proxy.injected[fault] += 1
+        if callable(fault):
+            fault()
         size = int(self.headers.get("Content-Length") or 0)
         if fault in ("reset", "stall"):
             time.sleep(self.proxy.stall_seconds if fault == "stall" else 0)

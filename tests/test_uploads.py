@@ -45,13 +45,7 @@ def held(proxy):
     """Holds every upload back until it is set."""
     held = Event()
 
-    def wait(method, path):
-        if method == "POST" and "/upload/" in path:
-            proxy.lock.release()
-            held.wait(30)
-            proxy.lock.acquire()
-
-    proxy.fault = wait
+    proxy.fault = lambda method, path: (lambda: held.wait(30)) if method == "POST" and "/upload/" in path else None
     return held
 
 
