@@ -23,42 +23,46 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, is_torch_xla_available, send_to_device
+from accelerate.utils import is_torch_xla_available, send_to_device
 from torch.utils.data import DataLoader
 
 from multitask.adapters import add_adapters
 from multitask.batches import StepDataset
 from multitask.building import build_model, load_tokenizer
-from multitask.checkpoint import checkpoints_in, delete_checkpoint, read_state, save_checkpoint
+from multitask.checkpoint import checkpoints_in, read_state, save_checkpoint
 from multitask.command import Command, read_command
 from multitask.config import to_yaml
 from multitask.data import load_tasks
 from multitask.errors import UserError
 from multitask.evaluation import average, evaluate_tasks, predict
-from multitask.export import export_tasks
+from multitask.export import export_run
+from multitask.gcs import check_access
 from multitask.hub import find_encoder
 from multitask.mixture import Mixture, key_of, sampling_shares
 from multitask.model import checkpoint_gradients
-from multitask.model_card import model_cards
 from multitask.modes import OTHER_MODES
-from multitask.optim import build_optimizer, learning_rate_schedule
-from multitask.resume import find_resumable, restore, surplus
+from multitask.optim import build_optimizer, check_losses, learning_rate_schedule
+from multitask.processes import from_main_process
+from multitask.resume import fetch_missing, find_resumable, prune, restore, step_name
 from multitask.run_folder import NUMBERS, append_metrics, check_run_folder, open_run_folder, write_results
 from multitask.signals import Stopped, caught_signals, leave_signals_to_parent
 from multitask.summary import oddities, parameters_table, results_table, tasks_table
 from multitask.tasks import example_losses
-from multitask.terminal import progress_bar, quiet_libraries
+from multitask.terminal import progress_bar, quiet_libraries, show
 from multitask.tracking import LogWindow, evaluation_values
+from multitask.uploads import Uploader, finish_uploads
 
 
 def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], int] = lambda: 0) -> int:
     """Trains, evaluates, saves and exports; returns the exit status. `stop_signal` gives the number of one, or 0."""
     config, training = command.config, command.config.training
     folder = Path(training.output_dir)
+    log = partial(append_metrics, folder)
     check_run_folder(folder, config)
     if training.batch_size < accelerator.num_processes:
         raise UserError(
@@ -70,9 +74,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
 
     encoder = find_encoder(config.model.encoder, config.model_root)
     tokenizer = load_tokenizer(encoder, config.model.max_length)
-    tasks = load_tasks(
-        config.tasks, tokenizer, config.model.max_length, config.data_root, config.num_proc, accelerator
-    )
+    max_length, pad = config.model.max_length, tokenizer.pad_token_id
+    tasks = load_tasks(config.tasks, tokenizer, max_length, config.data_root, config.num_proc, accelerator)
 
     # -- mixture: which rows make up step s, a function of s alone ----------------------------------------------------
 
@@ -104,21 +107,27 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         accelerator.print(f"\n{to_yaml(config)}")
         return 0
     num_rows = {task.name: task.num_rows() for task in tasks}
-    found = [None, None]  # the main process looks and writes, and tells the others what it found, or what is wrong
-    if accelerator.is_main_process:
-        try:
-            found[0] = find_resumable(folder, training.resume_from_checkpoint, config, num_rows, accelerator.print)
-            open_run_folder(folder, config, found[0])
-        except UserError as error:
-            found[1] = str(error)
-    checkpoint, mistake = broadcast_object_list(found)
-    if mistake:
-        raise UserError(mistake)
+    remote = config.checkpoints.remote
+
+    def open_run() -> Path | None:
+        if remote:
+            check_access(remote)
+        choice = training.resume_from_checkpoint
+        found = find_resumable(folder, choice, remote, config, num_rows, accelerator.print)
+        open_run_folder(folder, config, found)
+        return found
+
+    checkpoint = from_main_process(accelerator, open_run)
+    if checkpoint and accelerator.is_local_main_process:
+        fetch_missing(checkpoint, remote)
+    accelerator.wait_for_everyone()
 
     plain_model.to(accelerator.device)
     plain_optimizer = build_optimizer(plain_model, training.learning_rate, training.weight_decay)
     state = restore(checkpoint, plain_model, plain_optimizer) if checkpoint else {"step": 0}
     model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
+    if state.get("scaler"):
+        accelerator.scaler.load_state_dict(state["scaler"])
     # Not prepared by Accelerate, which would step it once per process: it is a function of the step.
     learning_rate = learning_rate_schedule(
         training.lr_scheduler_type, training.learning_rate, training.warmup_ratio, max_steps
@@ -128,14 +137,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
 
     # -- batches, prepared in the background --------------------------------------------------------------------------
 
-    steps = StepDataset(
-        mixture,
-        splits,
-        tokenizer.pad_token_id,
-        training.max_tokens_per_pass,
-        num_devices=accelerator.num_processes,
-        device=accelerator.process_index,
-    )
+    share = {"num_devices": accelerator.num_processes, "device": accelerator.process_index}
+    steps = StepDataset(mixture, splits, pad, training.max_tokens_per_pass, **share)
     loader = DataLoader(
         steps,
         batch_size=None,
@@ -157,9 +160,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     def logits_of(task, split):
         if ends_now():
             raise Stopped
-        return predict(
-            plain_model, task.name, split, accelerator, tokenizer.pad_token_id, training.max_tokens_per_pass
-        )
+        return predict(plain_model, task.name, split, accelerator, pad, training.max_tokens_per_pass)
 
     def evaluate_now(step: int) -> dict | None:
         progress.set_description("evaluating")
@@ -171,7 +172,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         model.train()
         progress.set_description("training")
         if accelerator.is_main_process:
-            append_metrics(folder, step, evaluation_values(results))
+            log(step, evaluation_values(results))
             write_results(folder / "metrics.json", step, results, average(results))
         return results
 
@@ -179,26 +180,32 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         if not accelerator.is_main_process:
             return
         started = time.perf_counter()
+        if results and average(results) > best["average"]:
+            best.update(step=step, average=average(results))
         state = {
             "step": step,
             "command": command.line,
             "labels": {task.name: task.labels for task in tasks},
             "rows": num_rows,
             "results": results,
-            "average": results and average(results),
+            "best": best,
             "window": dataclasses.asdict(window),
             "scaler": accelerator.scaler and accelerator.scaler.state_dict(),
         }
         numbers = [folder / name for name in NUMBERS if (folder / name).exists()]
-        path = folder / "checkpoints" / f"step-{step:08}"
+        path = folder / "checkpoints" / step_name(step)
         save_checkpoint(path, plain_model, plain_optimizer, tokenizer, to_yaml(config), state, numbers)
-        for old in surplus(checkpoints_in(folder), training.save_total_limit):
-            delete_checkpoint(old)
-        append_metrics(folder, step, {"checkpoint/seconds": time.perf_counter() - started})
+        log(step, {"checkpoint/seconds": time.perf_counter() - started})
+        if uploads:
+            uploads.submit(path)
+            uploads.report(log)
+        prune(folder, training.save_total_limit, best["step"], uploads.busy() if uploads else set())
 
     def end_at_signal(step: int) -> int:
         progress.close()
         accelerator.print(f"stopped by a signal; step {step} of {max_steps} is saved in {folder / 'checkpoints'}")
+        if uploads and not finish_uploads(uploads, remote, [], accelerator.print, log):
+            return 1
         return 128 + (stop_signal() or signal.SIGTERM)
 
     # -- the loop: batch -> losses -> backward -> update -> log / evaluate --------------------------------------------
@@ -206,6 +213,11 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     model.train()
     window = LogWindow(**state.get("window", {}))
     progress = progress_bar(max_steps, state["step"], is_shown=accelerator.is_main_process)
+    best = state.get("best", {"step": None, "average": -math.inf})
+    uploads = None
+    if remote and accelerator.is_main_process:
+        kept = training.save_total_limit or 0  # -0 is the whole list
+        uploads = Uploader(remote, lambda steps: {*steps[-kept:], best["step"]}, progress.write)
     results = state.get("results")
     if state["step"] and results is None and is_due(state["step"], training.eval_steps):
         if (results := evaluate_now(state["step"])) is None:
@@ -235,12 +247,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         # What all processes must know travels together: the losses, and whether one has been sent a signal.
         *losses, ends = accelerator.reduce(torch.cat([task_losses, task_losses.new_tensor([stop_signal()])])).tolist()
         of_task = dict(zip(sizes, losses, strict=True))
-        for task in tasks:
-            if not math.isfinite(task.weight * of_task[task.name]):
-                raise FloatingPointError(
-                    f"step {step}: the loss of task {task.name} is {of_task[task.name]}; this step was not applied. "
-                    f"A lower training.learning_rate (it stood at {learning_rate(step - 1):.3g}) often helps"
-                )
+        check_losses(step, {task.name: task.weight * of_task[task.name] for task in tasks}, learning_rate(step - 1))
         for name, parameters in heads.items():
             if not batch.examples[name]:  # no gradient at all, so that weight decay and momentum leave it alone
                 for parameter in parameters:
@@ -260,13 +267,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
                 "train/grad_norm": grad_norm,
                 **{f"train/{name}/examples": mixture.given(name, step) for name in sizes},
             }
-            progress.set_postfix_str(
-                f"loss {values['train/loss']:.4f}, lr {values['train/learning_rate']:.2e}, "
-                f"{values['train/tokens_per_second']:,.0f} tokens/s",
-                refresh=False,  # shown with the next step; a log file is spared a line
-            )
+            show(progress, values)
             if accelerator.is_main_process:
-                append_metrics(folder, step, values)
+                log(step, values)
             window = LogWindow()
         results = None
         if is_due(step, training.eval_steps) and not ends:
@@ -283,12 +286,10 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
 
     accelerator.print(f"\n{results_table(results, tasks)}")
     if accelerator.is_main_process:
-        merge = not lora or lora.merge
         known = read_state(checkpoints_in(folder)[0])
-        cards = model_cards(tasks, config.tasks, config.model.encoder, known, merge)
-        export_tasks(plain_model, tokenizer, folder / "export", config.model.encoder, merge, cards)
+        export_run(plain_model, tasks, tokenizer, config, known, folder / "export", not lora or lora.merge)
         print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
-    return 0
+    return 0 if not uploads or finish_uploads(uploads, remote, [folder / "export"], print, log) else 1
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from torch import nn
 
 from .config import FILE_FORMATS, Config, TaskConfig, flatten
 from .errors import UserError, hint
+from .gcs_objects import split_url
 
 
 def check_config(config: Config) -> None:
@@ -66,6 +67,11 @@ def check_config(config: Config) -> None:
             raise UserError(
                 f"tasks.{name}.adapter: has no effect with adapters.scope: shared; it belongs to per_task or both"
             )
+    if config.checkpoints.remote is not None:
+        try:
+            split_url(config.checkpoints.remote)
+        except UserError as error:
+            raise UserError(f"checkpoints.remote: {error}") from error
     if not training.output_dir:
         raise UserError("training.output_dir: empty; a run needs a folder of its own")
     if Path(training.output_dir).is_file():

@@ -150,8 +150,8 @@ class TrainingConfig:
         eval_steps: Steps between two evaluations; null evaluates at the end only.
         save_steps: Steps between two checkpoints; the last step is always saved, and with null alone.
         save_total_limit: How many checkpoints to keep: the newest, and the best by average; null keeps all.
-        resume_from_checkpoint: What to continue from: `auto`, the newest checkpoint of the same run; `never`; or the
-            folder of a checkpoint.
+        resume_from_checkpoint: What to continue from: `auto`, the newest checkpoint of the same run, here or in
+            `checkpoints.remote`; `never`; or a checkpoint, a folder or gs://BUCKET/PREFIX/step-….
         dataloader_num_workers: Processes that prepare batches in the background; 0 prepares them in the loop.
     """
 
@@ -176,6 +176,18 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointsConfig:
+    """Where checkpoints go besides `training.output_dir`.
+
+    Args:
+        remote: `gs://BUCKET/PREFIX` for copies in Google Cloud Storage of checkpoints and exported models, made while
+            training goes on; a run on an empty disk goes on from there.
+    """
+
+    remote: str | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """One mixture of tasks on one encoder.
 
@@ -185,6 +197,7 @@ class Config:
         training: The optimisation.
         mixture: How many of a step's examples each task gets.
         adapters: LoRA adapters in a frozen encoder; null trains all of the encoder.
+        checkpoints: Copies elsewhere.
         data_root: Folder that mirrors hub datasets (DIR/nyu-mll/glue); also MULTITASK_DATA_ROOT in the environment.
         model_root: Folder that mirrors hub models (DIR/roberta-base); also MULTITASK_MODEL_ROOT in the environment.
         num_proc: Processes that tokenise; null uses one.
@@ -195,6 +208,7 @@ class Config:
     training: TrainingConfig
     mixture: MixtureConfig = MixtureConfig()
     adapters: AdapterConfig | None = None
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     data_root: str | None = None
     model_root: str | None = None
     num_proc: int | None = None

@@ -1,16 +1,20 @@
 """One plain Hugging Face folder per task."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import merged_weights, save_adapter
 from .building import save_tokenizer
+from .config import Config
 from .errors import UserError
 from .model import MultitaskModel
+from .model_card import model_card
+from .tasks import Task
 
 
 def check_export_folder(folder: Path, tasks: Iterable[str]) -> None:
@@ -28,6 +32,31 @@ def check_export_folder(folder: Path, tasks: Iterable[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output: {folder} cannot be made: {error.strerror}") from error
+
+
+def export_run(
+    model: MultitaskModel,
+    tasks: Sequence[Task],
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    state: Mapping[str, Any],
+    folder: Path,
+    merge: bool,
+) -> None:
+    """Exports tasks of a run with their cards.
+
+    Args:
+        model: the trained model.
+        tasks: those to export.
+        tokenizer: the encoder's.
+        config: of the run.
+        state: of its checkpoint.
+        folder: for all tasks.
+        merge: as of `export_tasks`.
+    """
+    encoder = config.model.encoder
+    cards = {task.name: model_card(task, config.tasks[task.name], encoder, state, merge) for task in tasks}
+    export_tasks(model, tokenizer, folder, encoder, merge, cards)
 
 
 def export_tasks(

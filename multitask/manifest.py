@@ -1,67 +1,100 @@
-"""What a checkpoint must hold to be whole: every file with its size and checksum."""
+"""The list of a checkpoint's files with their sizes and checksums; a folder without it is no checkpoint."""
 
 import base64
 import json
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import google_crc32c
 
 NAME = "manifest.json"
+_CHUNK_BYTES = 1 << 20
+
+
+def crc32c_of(path: Path) -> str:
+    """The checksum of a file as Google Cloud Storage writes it: base64 of the CRC32C in big-endian byte order.
+
+    https://cloud.google.com/storage/docs/json_api/v1/objects#resource
+    """
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as file:
+        for _ in checksum.consume(file, _CHUNK_BYTES):
+            pass
+    return base64.b64encode(checksum.digest()).decode()
+
+
+def describe(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every file of a folder except its manifest, by its name relative to the folder: `size` in bytes and `crc32c`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "crc32c": crc32c_of(path)} for path in paths
+    }
 
 
 def write_manifest(folder: Path, **fields: Any) -> None:
-    """Lists every file of a folder in its `manifest.json`, beside the fields given.
+    """Writes `manifest.json`: the fields, `files` as `describe` gives them, and the checksum of the manifest itself.
 
-    Checksums are CRC32C, as Google Cloud Storage gives them: base64 of the four bytes, the highest first
-    (https://cloud.google.com/storage/docs/data-validation).
+    It is not flushed to the disk, as little as the files are.
+
+    Args:
+        folder: with all its other files.
+        fields: what else the manifest says, as JSON: `step`, `config_digest`, `versions`.
     """
-    files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "crc32c": crc32c(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != NAME
-    }
-    (folder / NAME).write_text(json.dumps({**fields, "files": files}, indent=2) + "\n")
+    (folder / NAME).write_bytes(_encode({**fields, "files": describe(folder)}))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder.
+    """What `write_manifest` wrote.
 
     Raises:
-        ValueError: if there is none, it cannot be read, or it names a file outside of the folder.
+        ValueError: if it is missing, damaged in any byte, or names a file outside the folder.
     """
+    path = folder / NAME
     try:
-        manifest = json.loads((folder / NAME).read_text())
-        names = list(manifest["files"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{NAME} cannot be read: {error}") from error
-    for name in names:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
-            raise ValueError(f"{NAME} names {name!r}, which is outside of the folder")
+        content = path.read_bytes()
+        manifest = json.loads(content)
+        is_whole = content == _encode({key: value for key, value in manifest.items() if key != "crc32c"})
+        files = dict(manifest["files"])
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is not a manifest") from error
+    if not is_whole:
+        raise ValueError(f"{path} is damaged: its content does not have its checksum")
+    for name in files:
+        if PurePosixPath(name).as_posix() != name or name.startswith("/") or {"..", "."} & {*name.split("/")}:
+            raise ValueError(f"{path} names the file {name!r}, which would leave the folder")
+        if "\\" in name or "\0" in name or name == NAME:
+            raise ValueError(f"{path} names the file {name!r}, which no checkpoint has")
     return manifest
 
 
 def verify(folder: Path) -> None:
-    """Compares every file of a folder with its manifest.
+    """Compares every file of a checkpoint with its manifest.
 
     Raises:
         ValueError: naming the first file that is missing, of another size, or damaged.
     """
-    for name, expected in read_manifest(folder)["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{name} is missing")
-        if path.stat().st_size != expected["size"]:
-            raise ValueError(f"{name} has {path.stat().st_size:,} bytes, not {expected['size']:,}")
-        if crc32c(path) != expected["crc32c"]:
-            raise ValueError(f"{name} is not what was written: its CRC32C is {crc32c(path)}, not {expected['crc32c']}")
+    for name, file in read_manifest(folder)["files"].items():
+        verify_file(folder / name, file)
 
 
-def crc32c(path: Path) -> str:
-    """The checksum of a file, read in pieces of a megabyte."""
-    checksum = google_crc32c.Checksum()
-    with path.open("rb") as file:
-        for _ in checksum.consume(file, 1 << 20):
-            pass
-    return base64.b64encode(checksum.digest()).decode()
+def verify_file(path: Path, file: Mapping[str, Any]) -> None:
+    """Compares a file with what its manifest says of it.
+
+    Raises:
+        ValueError: if it is missing, of another size, or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    if path.stat().st_size != file["size"]:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, not {file['size']}")
+    if (found := crc32c_of(path)) != file["crc32c"]:
+        raise ValueError(f"{path} is damaged: its CRC32C is {found}, not {file['crc32c']}")
+
+
+def _encode(manifest: Mapping[str, Any]) -> bytes:
+    content = json.dumps(manifest, indent=2)
+    checksum = base64.b64encode(google_crc32c.Checksum(content.encode()).digest()).decode()
+    return json.dumps({**manifest, "crc32c": checksum}, indent=2).encode() + b"\n"

@@ -1,6 +1,6 @@
 """The page that goes with an exported model: what it was trained on, how good it is, how to use it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,6 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from .config import FILE_FORMATS, TaskConfig
 from .tasks import Task
-
-
-def model_cards(
-    tasks: Sequence[Task], configs: Mapping[str, TaskConfig], encoder: str, state: Mapping[str, Any], merged: bool
-) -> dict[str, str]:
-    """The card of each task by its name; see `model_card`."""
-    return {task.name: model_card(task, configs[task.name], encoder, state, merged) for task in tasks}
 
 
 def model_card(task: Task, config: TaskConfig, encoder: str, state: Mapping[str, Any], merged: bool = True) -> str:

@@ -9,8 +9,7 @@ from .command import Command, read_command
 from .data import load_tasks
 from .errors import UserError
 from .evaluation import average, evaluate_tasks, predict
-from .export import check_export_folder, export_tasks
-from .model_card import model_cards
+from .export import check_export_folder, export_run
 from .predictor import Predictor, predict_file
 from .rows import bad_rows_file, check_paths
 from .run_folder import write_results
@@ -71,8 +70,7 @@ def export(command: Command, accelerator: Accelerator) -> None:
         trained = read_command(["--config", str(command.checkpoint / "config.yaml")]).config
         merge = command.config.adapters is None or command.config.adapters.merge
         chosen = [task for task in tasks if task.name in command.tasks]
-        cards = model_cards(chosen, trained.tasks, trained.model.encoder, read_state(command.checkpoint), merge)
-        export_tasks(model, tokenizer, folder, trained.model.encoder, merge, cards)
+        export_run(model, chosen, tokenizer, trained, read_state(command.checkpoint), folder, merge)
         print(f"One model per task in {folder}: {', '.join(command.tasks)}")
 
 

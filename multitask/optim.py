@@ -1,6 +1,7 @@
 """The optimizer and the learning rate."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -15,6 +16,20 @@ def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float)
         {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, fused=trainable[0].device.type != "xla")
+
+
+def check_losses(step: int, losses: Mapping[str, float], learning_rate: float) -> None:
+    """Stops before a loss that is no number gets into the weights.
+
+    Raises:
+        FloatingPointError: naming the step and the task.
+    """
+    for task, loss in losses.items():
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"step {step}: the loss of task {task} is {loss}; this step was not applied. "
+                f"A lower training.learning_rate (it stood at {learning_rate:.3g}) often helps"
+            )
 
 
 def learning_rate_schedule(kind: str, peak: float, warmup_ratio: float, max_steps: int) -> Callable[[int], float]:

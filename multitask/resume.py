@@ -1,7 +1,9 @@
 """Going on from a checkpoint as if the run had never stopped."""
 
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from .checkpoint import (
 )
 from .config import Config
 from .errors import UserError
+from .gcs import download_checkpoint, list_checkpoints
 from .manifest import verify
 from .run_folder import changed_setting
 
@@ -27,6 +30,7 @@ from .run_folder import changed_setting
 def find_resumable(
     folder: Path,
     choice: str,
+    remote: str | None,
     config: Config,
     num_rows: Mapping[str, Mapping[str, int]],
     tell: Callable[[str], None],
@@ -34,8 +38,9 @@ def find_resumable(
     """The checkpoint to continue from, whole and of this configuration; None to begin anew.
 
     Args:
-        folder: of the run.
-        choice: `auto` for the newest in the run's folder, `never`, or the folder of a checkpoint.
+        folder: of the run; what is fetched goes into its `checkpoints`.
+        choice: `auto` for the newest in the run's folder or its copies, `never`, or a checkpoint: a folder or a URL.
+        remote: where the run's copies are, if it has any.
         config: of the run; what changes its result must be as it was.
         num_rows: of each task and split; they must be as they were.
         tell: is told what is taken and what is not.
@@ -43,43 +48,90 @@ def find_resumable(
     Raises:
         UserError: if the chosen one is damaged, or made with settings that change the result, naming the first.
     """
-    for rest in (path for end in ("partial", "deleted") for path in (folder / "checkpoints").glob(f"step-*.{end}")):
+    here = folder / "checkpoints"
+    for rest in (path for end in ("partial", "deleted") for path in here.glob(f"step-*.{end}")):
         shutil.rmtree(rest)  # of a run that was killed
     if choice == "never":
         for old in checkpoints_in(folder):
             tell(f"{old} is removed, as this run begins anew")
             delete_checkpoint(old)
         return None
-    for found in checkpoints_in(folder) if choice == "auto" else [find_checkpoint(choice)]:
+    if choice != "auto":
+        try:
+            found = _fetch(choice, here) if choice.startswith("gs://") else find_checkpoint(choice)
+            verify(found)
+        except ValueError as damage:
+            raise UserError(f"training.resume_from_checkpoint: {choice} is damaged: {damage}") from damage
+        _check_settings(found, config, num_rows)
+        return found
+    copies = set(list_checkpoints(remote)) if remote else set()
+    for step in sorted({_step(path) for path in checkpoints_in(folder)} | copies, reverse=True):
+        found = here / step_name(step)
         try:
             verify(found)
         except ValueError as damage:
-            if choice != "auto":
-                raise UserError(f"training.resume_from_checkpoint: {found} is damaged: {damage}") from damage
-            aside = found.with_name(f"{found.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            found.rename(aside)
-            tell(f"{found} is damaged and set aside as {aside.name}: {damage}")
-            continue
+            if found.exists():
+                aside = found.with_name(f"{found.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                found.rename(aside)
+                tell(f"{found} is damaged and set aside as {aside.name}: {damage}")
+            try:
+                if remote is None or step not in copies:
+                    continue
+                here.mkdir(parents=True, exist_ok=True)
+                download_checkpoint(remote, step, found)
+                tell(f"{found} is fetched from {remote}")
+            except ValueError as wrong:
+                tell(f"{remote}/{found.name} is damaged: {wrong}")
+                continue
         _check_settings(found, config, num_rows)
         tell(f"going on from {found}")
         return found
     return None
 
 
-def surplus(checkpoints: Sequence[Path], limit: int | None) -> list[Path]:
-    """Which checkpoints to delete: all but the newest `limit` and the one with the best average.
+def fetch_missing(checkpoint: Path, remote: str | None) -> None:
+    """Fetches a checkpoint that the main process has chosen and that is not on this machine."""
+    if remote and not checkpoint.exists():
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        download_checkpoint(remote, _step(checkpoint), checkpoint)
+
+
+def _fetch(url: str, here: Path) -> Path:
+    """A checkpoint, or the newest of those at a place, into a folder."""
+    place, _, name = url.rstrip("/").rpartition("/")
+    if not re.fullmatch(r"step-\d{8,}", name):
+        steps = list_checkpoints(url)
+        if not steps:
+            raise UserError(f"training.resume_from_checkpoint: there is no whole checkpoint in {url}")
+        place, name = url, step_name(steps[-1])
+    found = here / name
+    here.mkdir(parents=True, exist_ok=True)
+    download_checkpoint(place, _step(found), found)
+    return found
+
+
+def step_name(step: int) -> str:
+    """The name of a checkpoint: `step-00000500`."""
+    return f"step-{step:08}"
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def prune(folder: Path, limit: int | None, best: int | None, busy: Set[Path]) -> None:
+    """Deletes a run's checkpoints but for the newest, the best, and those that are being copied.
 
     Args:
-        checkpoints: the newest first.
-        limit: None keeps all.
+        folder: of the run.
+        limit: how many of the newest stay; None keeps all.
+        best: the step of the best one, if any has been evaluated.
+        busy: those that are being copied.
     """
-    if limit is None:
-        return []
-    averages = {path: read_state(path)["average"] for path in checkpoints}
-    evaluated = [path for path, average in averages.items() if average is not None and average == average]
-    best = max(evaluated, key=lambda path: averages[path], default=None)
-    return [path for path in checkpoints[limit:] if path != best]
+    for path in checkpoints_in(folder)[limit or sys.maxsize :]:
+        if _step(path) != best and path not in busy:
+            delete_checkpoint(path)
 
 
 def _check_settings(folder: Path, config: Config, num_rows: Mapping[str, Mapping[str, int]]) -> None:

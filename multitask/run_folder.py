@@ -24,6 +24,7 @@ HARMLESS = {
     "training.dataloader_num_workers",
     "training.gradient_checkpointing",
     "adapters.merge",
+    "checkpoints.remote",
     "data_root",
     "model_root",
     "num_proc",

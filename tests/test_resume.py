@@ -1,15 +1,15 @@
 """A run that is stopped and goes on is the run that was never stopped, bit for bit."""
 
-import json
-import math
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from accelerate import Accelerator
 from conftest import ROOT, make_rows, read_jsonl, write_jsonl
@@ -20,10 +20,12 @@ import run_multitask
 from multitask.checkpoint import checkpoints_in, read_state
 from multitask.command import read_command
 from multitask.errors import UserError
+from multitask.evaluation import average
+from multitask.gcs import list_checkpoints
 from multitask.manifest import verify
-from multitask.resume import surplus
+from multitask.resume import prune, step_name
 
-TIMING = {"train/tokens_per_second", "checkpoint/seconds"}
+TIMING = {"train/tokens_per_second", "checkpoint/seconds", "checkpoint/upload_seconds"}
 
 
 @pytest.fixture
@@ -207,15 +209,15 @@ def damage(kind: str, checkpoint: Path) -> str:
     if kind == "flipped":
         content[len(content) // 2] ^= 1
         weights.write_bytes(content)
-        return "model.safetensors is not what was written: its CRC32C is"
+        return f"{weights} is damaged: its CRC32C is"
     if kind == "short":
         weights.write_bytes(content[:-1])
-        return f"model.safetensors has {len(content) - 1:,} bytes, not {len(content):,}"
+        return f"{weights} has {len(content) - 1} bytes, not {len(content)}"
     if kind == "missing":
         weights.unlink()
-        return "model.safetensors is missing"
+        return f"{weights} is missing"
     (checkpoint / "manifest.json").write_text('{"step": 6')
-    return "manifest.json cannot be read:"
+    return f"{checkpoint / 'manifest.json'} is damaged: it is not a manifest"
 
 
 @pytest.mark.parametrize("kind", ["flipped", "short", "missing", "manifest"])
@@ -292,27 +294,29 @@ def test_another_run_goes_on_in_a_folder_of_its_own(run, tmp_path):
 
 
 def test_the_newest_and_the_best_are_kept(run, tmp_path):
-    often = ["--training.save_steps", "1", "--training.eval_steps", "2", "--tasks.similar.metrics", "[mse]"]
+    often = ["--training.save_steps", "1", "--training.eval_steps", "2"]
     assert run("all", *often, "--training.save_total_limit", "null") == 0
-    averages = {read_state(path)["step"]: read_state(path)["average"] for path in checkpoints_in(tmp_path / "all")}
-    assert sorted(averages) == list(range(1, 9))
-    evaluated = {step: average for step, average in averages.items() if average is not None}
-    assert sorted(evaluated) == [2, 4, 6, 8]
-    best = max(evaluated, key=lambda step: evaluated[step])
+    states = [read_state(path) for path in checkpoints_in(tmp_path / "all")]
+    assert [state["step"] for state in states] == [8, 7, 6, 5, 4, 3, 2, 1]
+    averages = {state["step"]: average(state["results"]) for state in reversed(states) if state["results"]}
+    assert sorted(averages) == [2, 4, 6, 8]
+    best = max(averages, key=lambda step: averages[step])
+    assert states[0]["best"] == {"step": best, "average": averages[best]}
     assert run("few", *often, "--training.save_total_limit", "2") == 0
     assert {read_state(path)["step"] for path in checkpoints_in(tmp_path / "few")} == {7, 8} | {best}
 
 
-def test_what_is_too_many(tmp_path):
-    folders = []
-    for step, average in ((5, None), (4, math.nan), (3, 0.4), (2, 0.9), (1, None)):
-        folders.append(tmp_path / f"step-{step}")
-        folders[-1].mkdir()
-        (folders[-1] / "state.json").write_text(json.dumps({"average": average}))
-    assert [path.name for path in surplus(folders, 2)] == ["step-3", "step-1"]
-    assert [path.name for path in surplus(folders, 4)] == ["step-1"]
-    assert surplus(folders, None) == surplus(folders[:2], 2) == surplus([], 2) == []
-    assert [path.name for path in surplus(folders[:2], 1)] == ["step-4"]  # none has been evaluated
+def test_what_is_deleted(tmp_path):
+    def left(limit, best, busy=frozenset()):
+        for step in range(1, 6):
+            (tmp_path / "checkpoints" / step_name(step)).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "checkpoints" / step_name(step) / "manifest.json").touch()
+        prune(tmp_path, limit, best, {tmp_path / "checkpoints" / step_name(step) for step in busy})
+        return sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir())
+
+    assert left(2, 2) == [2, 4, 5] and left(2, 5) == [4, 5] and left(1, None) == [5]
+    assert left(1, 3, busy={1}) == [1, 3, 5]
+    assert left(None, None) == [1, 2, 3, 4, 5]
 
 
 def test_a_checkpoint_is_read_without_pickle(run, tmp_path):
@@ -330,4 +334,112 @@ def test_a_checkpoint_is_read_without_pickle(run, tmp_path):
     # Each weight once, and twice as much for AdamW's two moments, with a step number for each.
     sizes = [sum(t.numel() for t in tensors.values()) for tensors in (weights, memory)]
     assert sizes[1] == 2 * sizes[0] + len(weights)
-    assert np.isfinite(json.loads((checkpoint / "state.json").read_text())["average"])
+
+
+# -- copies in a bucket ------------------------------------------------------------------------------------------------
+
+
+def after_the_check(fault):
+    """What happens to uploads, but for the first one, with which a run tries whether it may write."""
+    uploads = itertools.count()
+    return lambda method, path: fault if method == "POST" and "/upload/" in path and next(uploads) else None
+
+
+def test_on_an_empty_disk_it_goes_on_from_the_bucket(run, bucket, place, tmp_path, capsys):
+    copies = ["--checkpoints.remote", place]
+    assert run("whole") == 0
+    for stop_at in (2, 5, 2):
+        assert run("parts", *copies, stop_at=stop_at) == 143
+        shutil.rmtree(tmp_path / "parts")
+    capsys.readouterr()
+    assert run("parts", *copies) == 0
+    out = capsys.readouterr().out
+    assert f"is fetched from {place}" in out and "going on from" in out
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    steps = list_checkpoints(place)
+    assert steps[-1] == 8 and 2 <= len(steps) <= 3  # the newest two, and the best
+    names = {blob.name.removeprefix("runs/a/") for blob in bucket.list_blobs()}
+    for path in (p for p in (tmp_path / "parts" / "export").rglob("*") if p.is_file()):
+        assert path.relative_to(tmp_path / "parts").as_posix() in names
+    lines = [line for line in read_jsonl(tmp_path / "parts" / "metrics.jsonl") if "checkpoint/upload_seconds" in line]
+    assert lines and all(line["checkpoint/upload_seconds"] > 0 for line in lines)
+
+
+def test_what_is_damaged_here_comes_from_the_bucket(run, place, tmp_path, capsys):
+    assert run("whole") == 0
+    assert run("parts", "--checkpoints.remote", place, stop_at=6) == 143
+    newest = checkpoints_in(tmp_path / "parts")[0]
+    damage("flipped", newest)
+    assert run("parts", "--checkpoints.remote", place) == 0
+    out = capsys.readouterr().out
+    assert f"{newest} is damaged and set aside" in out and f"{newest} is fetched from {place}" in out
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_damaged_copy_gives_way_to_the_one_before(run, bucket, place, tmp_path, capsys):
+    assert run("whole") == 0
+    assert run("parts", "--checkpoints.remote", place, stop_at=12) == 143
+    shutil.rmtree(tmp_path / "parts")
+    step = list_checkpoints(place)[-1]
+    bucket.blob(f"runs/a/{step_name(step)}/model.safetensors").upload_from_string(b"something else")
+    assert run("parts", "--checkpoints.remote", place) == 0
+    assert f"{place}/{step_name(step)} is damaged: " in capsys.readouterr().out
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("which", ["the newest", "that one"])
+def test_a_run_goes_on_from_a_url(run, place, tmp_path, which):
+    assert run("whole") == 0
+    assert run("first", "--checkpoints.remote", place, stop_at=6) == 143
+    url = place if which == "the newest" else f"{place}/{step_name(list_checkpoints(place)[0])}"
+    assert run("parts", "--training.resume_from_checkpoint", url) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    with pytest.raises(UserError, match="there is no whole checkpoint in gs://.*/nowhere"):
+        run("other", "--training.resume_from_checkpoint", f"{place}/nowhere")
+
+
+def test_other_settings_than_those_of_the_copy_are_refused(run, place, tmp_path):
+    assert run("first", "--checkpoints.remote", place, stop_at=6) == 143
+    with pytest.raises(UserError, match=r"was made with other settings \(training.seed was 0, is 1\)"):
+        run("second", "--checkpoints.remote", place, "--training.seed", "1")
+
+
+def test_what_could_not_be_uploaded_stays_and_is_said(run, proxy, place, tmp_path, capsys):
+    assert run("whole") == 0
+    proxy.fault = after_the_check("403")
+    assert run("parts", "--checkpoints.remote", place) == 1
+    printed = capsys.readouterr()
+    assert f"{place}: the last checkpoint is not there; it stays on this machine" in printed.out
+    assert "copying" in printed.out + printed.err and list_checkpoints(place) == []
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    proxy.fault = after_the_check("403")
+    assert run("stopped", "--checkpoints.remote", place, stop_at=3) == 1  # and not 143: a copy was wanted
+    assert checkpoints_in(tmp_path / "stopped") and proxy.injected["403"] > 2
+
+
+def test_a_bucket_without_access_is_told_before_training(run, proxy, place, tmp_path):
+    proxy.fault = lambda method, path: "403" if method == "POST" else None
+    with pytest.raises(UserError, match="the permission storage.objects.create on the bucket .* is missing"):
+        run("run", "--checkpoints.remote", place)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_upload_does_not_hold_the_training_up(run, proxy, place, tmp_path):
+    """All of the training's steps are done while the bucket takes nothing at all."""
+    gate = threading.Event()
+    steps_then: list[int] = []
+
+    proxy.fault = after_the_check(lambda: gate.wait(60))
+
+    def watch() -> None:
+        path = tmp_path / "run" / "metrics.jsonl"
+        while not (path.exists() and '"step": 8,' in path.read_text()):
+            time.sleep(0.01)
+        steps_then.append(8)
+        gate.set()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    assert run("run", "--checkpoints.remote", place, "--training.save_steps", "1") == 0
+    thread.join()
+    assert steps_then == [8] and list_checkpoints(place)[-1] == 8

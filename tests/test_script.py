@@ -265,7 +265,8 @@ def test_a_run_leaves_what_the_readme_says(mixture_config, write_config, program
         "metrics.json",
         "metrics.jsonl",
     ]
-    lines = read_jsonl(folder / "metrics.jsonl")
+    *lines, saved = read_jsonl(folder / "metrics.jsonl")
+    assert saved.keys() == {"step", "checkpoint/seconds"} and saved["step"] == 6
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 6]
     names = {f"train/{name}" for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "padding_share")}
     names |= {f"train/{task}/{name}" for task in ("similar", "animal", "choice") for name in ("loss", "examples")}

@@ -1,0 +1,172 @@
+"""Copies of checkpoints in Google Cloud Storage.
+
+A checkpoint is the objects `PREFIX/step-00000500/NAME` of its files. Its manifest is uploaded last and deleted first:
+a checkpoint with a manifest is whole, one without is not there.
+"""
+
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from google.api_core.exceptions import PreconditionFailed
+from google.cloud import storage
+
+from . import gcs_objects as objects
+from .gcs_objects import clear_errors, delete_objects, fetch_file, in_parallel, list_objects, open_url, send_file
+from .manifest import NAME, crc32c_of, describe, read_manifest, verify_file
+
+
+def check_access(url: str) -> None:
+    """Lists, creates, reads and deletes an object under the prefix, as the copies will need it.
+
+    Raises:
+        UserError: naming the bucket, the project if it is known, and the permission that is missing; or saying that
+            there are no credentials, no such bucket, or no way to the server.
+    """
+    retry = objects.RETRY.with_timeout(30)
+    with clear_errors(url, "storage.objects.list"):
+        bucket, prefix = open_url(url)
+        next(iter(bucket.client.list_blobs(bucket, prefix=prefix, max_results=1, retry=retry)), None)
+    blob = bucket.blob(f"{prefix}access-{uuid.uuid4().hex}")
+    with clear_errors(url, "storage.objects.create"):
+        blob.upload_from_string(b"", retry=retry)
+    with clear_errors(url, "storage.objects.get"):
+        blob.download_as_bytes(retry=retry)
+    with clear_errors(url, "storage.objects.delete"):
+        bucket.delete_blobs([blob], on_error=lambda blob: None, retry=retry)
+
+
+def upload_checkpoint(folder: Path, url: str) -> None:
+    """Copies a checkpoint to a place. What is there of it already, with the right checksum, is not sent again.
+
+    Args:
+        folder: `step-00000500` with its manifest.
+        url: where checkpoints are: the objects become `URL/step-00000500/NAME`.
+
+    Raises:
+        ValueError: if the local checkpoint is damaged.
+        google.api_core.exceptions.GoogleAPIError: if it cannot be copied, or another process copies another checkpoint
+            of this step to the same place.
+    """
+    files = read_manifest(folder)["files"]
+    crc32c = crc32c_of(folder / NAME)
+    bucket, prefix = open_url(url)
+    prefix += folder.name + "/"
+    last = bucket.blob(prefix + NAME)
+    if there := _crc32c_there(last):
+        if there == crc32c:
+            return
+        delete_objects([last])  # it describes other files than those that come now
+    _upload(folder, files, bucket, prefix)
+    try:
+        send_file(folder / NAME, last, crc32c, if_generation_match=0)
+    except PreconditionFailed:  # after an upload that went well but whose answer was lost, the library tried again
+        if _crc32c_there(last) != crc32c:
+            raise
+
+
+def upload_folder(folder: Path, url: str) -> None:
+    """Copies the files of a folder that are not at a place, or differ from what is there.
+
+    Raises:
+        google.api_core.exceptions.GoogleAPIError: if they cannot be copied.
+    """
+    _upload(folder, describe(folder), *open_url(url))
+
+
+def list_checkpoints(url: str) -> list[int]:
+    """The steps, in order, of which there is a whole checkpoint.
+
+    Raises:
+        UserError: if the place cannot be listed.
+    """
+    return _whole(_checkpoints(url))
+
+
+def download_checkpoint(url: str, step: int, folder: Path) -> None:
+    """Fetches a checkpoint into a folder, which then is whole or, after an error, as it was.
+
+    Args:
+        url: where checkpoints are.
+        step: which.
+        folder: replaced if it is there. Until all files are right, they are in its sibling `NAME.partial`.
+
+    Raises:
+        UserError: if there is none, or it cannot be read.
+        ValueError: if it is damaged, or its manifest names files outside the folder.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with clear_errors(url, "storage.objects.get", f"it has no whole checkpoint of step {step}"):
+        bucket, prefix = open_url(url)
+        prefix += _name(step) + "/"
+        fetch_file(bucket.blob(prefix + NAME), partial / NAME, lambda: read_manifest(partial))
+        manifest = read_manifest(partial)
+        if manifest["step"] != step:
+            raise ValueError(f"{url}/{_name(step)}/{NAME} is that of step {manifest['step']}")
+
+        def fetch(name: str) -> None:
+            path, expected = partial / name, manifest["files"][name]
+            fetch_file(bucket.blob(prefix + name), path, lambda: verify_file(path, expected))
+
+        in_parallel(fetch, manifest["files"])
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def delete_checkpoint(url: str, step: int) -> None:
+    """Deletes a checkpoint, whole or not, its manifest first; none is fine too."""
+    _delete(_checkpoints(url).get(step, {}))
+
+
+def prune(url: str, keep: Callable[[list[int]], set[int]]) -> None:
+    """Deletes old checkpoints, and what is left of uploads that never ended.
+
+    Args:
+        url: where checkpoints are.
+        keep: says of the steps that have a whole checkpoint, in order, which of them stay.
+    """
+    checkpoints = _checkpoints(url)
+    whole = _whole(checkpoints)
+    unended = {step for step in checkpoints.keys() - {*whole} if step < max(whole, default=0)}
+    for step in unended | ({*whole} - keep(whole)):
+        _delete(checkpoints[step])
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _checkpoints(url: str) -> dict[int, dict[str, storage.Blob]]:
+    found: dict[int, dict[str, storage.Blob]] = {}
+    with clear_errors(url, "storage.objects.list"):
+        bucket, prefix = open_url(url)
+        for blob in list_objects(bucket, prefix + "step-"):
+            if match := re.fullmatch(r"step-(\d{8,})/(.+)", blob.name.removeprefix(prefix)):
+                found.setdefault(int(match[1]), {})[match[2]] = blob
+    return found
+
+
+def _whole(checkpoints: Mapping[int, Mapping[str, storage.Blob]]) -> list[int]:
+    return sorted(step for step, blobs in checkpoints.items() if NAME in blobs)
+
+
+def _delete(blobs: Mapping[str, storage.Blob]) -> None:
+    delete_objects([blobs[name] for name in sorted(blobs, key=lambda name: name != NAME)])
+
+
+def _crc32c_there(blob: storage.Blob) -> str | None:
+    found = blob.bucket.get_blob(blob.name, retry=objects.RETRY, timeout=objects.TIMEOUT_SECONDS)
+    return found and found.crc32c
+
+
+def _upload(folder: Path, files: Mapping[str, Mapping[str, Any]], bucket: storage.Bucket, prefix: str) -> None:
+    there = {blob.name: blob.crc32c for blob in list_objects(bucket, prefix)}
+
+    def upload(name: str) -> None:
+        send_file(folder / name, bucket.blob(prefix + name), files[name]["crc32c"])
+
+    in_parallel(upload, [name for name, file in files.items() if there.get(prefix + name) != file["crc32c"]])
