@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from google.api_core.exceptions import PreconditionFailed
+from google.api_core.exceptions import GoogleAPIError, PreconditionFailed
 from google.cloud import storage
 
 from . import gcs_objects as objects
@@ -164,9 +164,16 @@ def _crc32c_there(blob: storage.Blob) -> str | None:
 
 
 def _upload(folder: Path, files: Mapping[str, Mapping[str, Any]], bucket: storage.Bucket, prefix: str) -> None:
-    there = {blob.name: blob.crc32c for blob in list_objects(bucket, prefix)}
-
     def upload(name: str) -> None:
         send_file(folder / name, bucket.blob(prefix + name), files[name]["crc32c"])
 
-    in_parallel(upload, [name for name, file in files.items() if there.get(prefix + name) != file["crc32c"]])
+    def missing() -> list[str]:
+        there = {blob.name: blob.crc32c for blob in list_objects(bucket, prefix)}
+        return [name for name, file in files.items() if there.get(prefix + name) != file["crc32c"]]
+
+    for _ in range(objects.ATTEMPTS):  # what was sent is looked for: its name may have been damaged on the way
+        if not (names := missing()):
+            return
+        in_parallel(upload, names)
+    if names := missing():
+        raise GoogleAPIError(f"{prefix}{names[0]} was sent {objects.ATTEMPTS} times and is not there")

@@ -5,6 +5,7 @@ import random
 import pytest
 from conftest import make_checkpoint
 from fault_proxy import FETCHED, SENT
+from google.api_core.exceptions import GoogleAPIError
 
 from multitask import gcs_objects
 from multitask.errors import UserError
@@ -286,6 +287,26 @@ def test_an_upload_survives(proxy, bucket, place, tmp_path, fault, large):
     proxy.fault = lambda method, path: None
     download_checkpoint(place, 500, tmp_path / "again")
     assert describe(tmp_path / "again") == describe(folder)
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_file_that_arrives_under_another_name_is_sent_again(proxy, bucket, place, tmp_path, times):
+    """The request that opens an upload in parts holds the name; what damages it, no checksum of the content finds."""
+
+    def renames(method, path):
+        is_opening = method == "POST" and "uploadType=resumable" in path
+        return "corrupt" if is_opening and proxy.injected.total() < times else None
+
+    proxy.fault = renames
+    folder = make_checkpoint(tmp_path, 500, LARGE)
+    if times > 3:
+        with pytest.raises(GoogleAPIError, match="model.safetensors was sent 3 times and is not there"):
+            upload_checkpoint(folder, place)
+        assert list_checkpoints(place) == []
+        return
+    upload_checkpoint(folder, place)
+    assert proxy.injected.total() == 1 and len(names(bucket)) == 6
+    download_checkpoint(place, 500, tmp_path / "again")
 
 
 def test_the_manifest_survives_a_lost_answer(proxy, place, tmp_path):

@@ -371,7 +371,7 @@ def test_a_folder_with_another_run_is_refused(train, mixture_config, tmp_path):
     with pytest.raises(UserError, match=r"run/config.yaml is not the configuration of a run; remove it"):
         train()
     (tmp_path / "run" / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"output_dir: .*run holds no run but export; give the run a new folder"):
+    with pytest.raises(UserError, match=r"output_dir: .*run holds no run but checkpoints; give the run a new folder"):
         train()
 
 
