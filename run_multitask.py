@@ -43,13 +43,14 @@ from multitask.evaluation import average, evaluate_tasks, predict
 from multitask.export import export_run
 from multitask.gcs import check_access
 from multitask.hub import find_encoder
-from multitask.mixture import Mixture, key_of, sampling_shares
+from multitask.mixture import Mixture, key_of
 from multitask.model import checkpoint_gradients
 from multitask.modes import OTHER_MODES
 from multitask.optim import build_optimizer, check_losses, learning_rate_schedule
 from multitask.processes import from_main_process
 from multitask.resume import fetch_missing, find_resumable, prune, restore, step_name
 from multitask.run_folder import NUMBERS, append_metrics, check_run_folder, open_run_folder, write_results
+from multitask.shares import sampling_shares
 from multitask.signals import Stopped, caught_signals, leave_signals_to_parent
 from multitask.summary import oddities, parameters_table, results_table, tasks_table
 from multitask.tasks import example_losses

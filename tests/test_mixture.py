@@ -6,7 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from multitask.mixture import Mixture, permute, sampling_shares
+from multitask.mixture import Mixture, permute
+from multitask.shares import sampling_shares
 
 SIZES = {"stsb": 5749, "rte": 2490, "csqa": 9741}
 
