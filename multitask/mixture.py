@@ -64,6 +64,11 @@ class Mixture:
         """How many examples `task` has been given before step `step`."""
         return next(plan for plan in reversed(self._plans) if plan.first_step <= step).given(task, step)
 
+    def shares(self, max_steps: int) -> dict[str, float]:
+        """Each task's share of the examples of a run of so many steps."""
+        examples = self.batch_size * max_steps
+        return {task: float(self._plans[-1].planned(task, max_steps) / examples) for task in self.sizes}
+
     def rows(self, task: str, start: int, stop: int) -> Rows:
         """Row numbers at positions `start` to `stop` of the task's endless stream, shortest row first."""
         parts = []

@@ -129,6 +129,11 @@ class Sampling:
             plans.append(Plan(self._stretches(step, given, gone), self.batch_size, given))
         return plans
 
+    def last_step(self, stopped: Mapping[str, int]) -> int:
+        """After how many steps the run ends: when it is done, or when the last task that is trained was stopped."""
+        trained = self.plans({})[0].tasks
+        return max(stopped[task] for task in trained) if stopped.keys() >= set(trained) else self.max_steps
+
     def _stretches(self, start: int, given: Mapping[str, int], gone: Collection[str]) -> Stretches:
         """The shares from a step on, of which those of some tasks go to the others."""
         if self.sampling == "unimax":

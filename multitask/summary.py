@@ -1,7 +1,6 @@
 """What people are shown in the terminal: what will be trained, and how good it became."""
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
 from .adapters import SHARED
 from .data import TaskData
@@ -9,11 +8,11 @@ from .evaluation import Results, average
 from .model import MultitaskModel
 
 
-def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, Fraction], batch_size: int, max_steps: int) -> str:
+def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, float], batch_size: int, max_steps: int) -> str:
     """One row a task: training rows, their tokens, share of the examples, examples a step, passes over the rows."""
     lines = [("task", "type", "outputs", "rows", "validation", "tokens", "share", "examples/step", "passes")]
     for task in tasks:
-        share = float(shares[task.name])
+        share = shares[task.name]
         lines.append(
             (
                 task.name,

@@ -31,8 +31,8 @@ def score(results: Results, name: str) -> float:
 
 
 @dataclass
-class Progress:
-    """What a checkpoint keeps of the evaluations, so that a run that goes on decides as the run that never stopped.
+class History:
+    """What a checkpoint keeps of a run's evaluations, so that a run that goes on decides as one that never stopped.
 
     Args:
         metric: by which the best checkpoint is chosen; a name as `score` takes it.
@@ -47,6 +47,11 @@ class Progress:
     best: dict[str, Any] = field(default_factory=lambda: {"step": None})
     tasks: dict[str, dict[str, float]] = field(default_factory=dict)
     stopped: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, metric: str, patience: Mapping[str, int], state: Mapping[str, Any]) -> "History":
+        """As it was when the state of a checkpoint was written; of any other mapping, an empty one."""
+        return cls(metric, patience, **{key: state[key] for key in ("best", "tasks", "stopped") if key in state})
 
     def add(self, step: int, results: Results) -> list[str]:
         """Takes in the evaluation after a step; gives the tasks that are stopped by it."""
@@ -73,11 +78,11 @@ class Progress:
             self.best = {"step": step, self.metric: score(results, self.metric)}
 
     def state(self) -> dict[str, Any]:
-        """What `Progress(metric, patience, **state)` makes this again of."""
+        """What a checkpoint keeps."""
         return {"best": self.best, "tasks": self.tasks, "stopped": self.stopped}
 
 
-def check_progress(
+def check_history(
     metric: str, patience: Collection[str], load_best: bool, measured: Mapping[str, Collection[str]]
 ) -> None:
     """Refuses what no evaluation of this run can tell.
