@@ -183,9 +183,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             return None
         model.train()
         progress.set_description("training")
-        if newly := history.add(step, results):
+        if step < steps.last and (newly := history.add(step, results)):
             steps.use(mixture_without(history.stopped), sampling.last_step(history.stopped))
-            accelerator.print(f"step {step}: {', '.join(newly)} no longer improved; the others go on without")
+            accelerator.print(f"step {step}: stopped, as it does not improve any more: {', '.join(newly)}")
         if accelerator.is_main_process:
             log(step, evaluation_values(results))
             write_results(folder / "metrics.json", step, results, average(results))

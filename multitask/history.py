@@ -38,27 +38,27 @@ class History:
         metric: by which the best checkpoint is chosen; a name as `score` takes it.
         patience: of the tasks that may be stopped, after how many evaluations in a row without a better mean metric.
         best: the step of the best checkpoint so far and, under the name of `metric`, its score.
-        tasks: of each task with patience, its best score so far and how many evaluations in a row were not better.
+        waits: of each task with patience, its best score so far and how many evaluations in a row were not better.
         stopped: after how many steps each task was stopped, in the order in which they were.
     """
 
     metric: str = AVERAGE
     patience: Mapping[str, int] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=lambda: {"step": None})
-    tasks: dict[str, dict[str, float]] = field(default_factory=dict)
+    waits: dict[str, dict[str, float]] = field(default_factory=dict)
     stopped: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, metric: str, patience: Mapping[str, int], state: Mapping[str, Any]) -> "History":
         """As it was when the state of a checkpoint was written; of any other mapping, an empty one."""
-        return cls(metric, patience, **{key: state[key] for key in ("best", "tasks", "stopped") if key in state})
+        return cls(metric, patience, **{key: state[key] for key in ("best", "waits", "stopped") if key in state})
 
     def add(self, step: int, results: Results) -> list[str]:
         """Takes in the evaluation after a step; gives the tasks that are stopped by it."""
         newly = []
         for task, patience in self.patience.items():
             if task not in self.stopped:
-                of_task = self.tasks.setdefault(task, {"best": -math.inf, "without": 0})
+                of_task = self.waits.setdefault(task, {"best": -math.inf, "without": 0})
                 if (value := score(results, task)) > of_task["best"]:
                     of_task.update(best=value, without=0)
                 else:
@@ -79,7 +79,7 @@ class History:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"best": self.best, "tasks": self.tasks, "stopped": self.stopped}
+        return {"best": self.best, "waits": self.waits, "stopped": self.stopped}
 
 
 def check_history(
