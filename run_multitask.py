@@ -288,8 +288,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         if is_due(step, training.eval_steps) and not ends:
             results = evaluate_now(step)
             ends = results is None
-        is_wanted = training.load_best_model_at_end and history.is_best(results)
-        if ends or is_wanted or is_due(step, training.save_steps):
+        if ends or is_due(step, training.save_steps) or (training.load_best_model_at_end and history.is_best(results)):
             save(step, results)
         if ends:
             return end_at_signal(step)
