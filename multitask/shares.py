@@ -5,8 +5,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from numpy.typing import NDArray
+
 from .counts import Plan, Shares, Stretches
 from .errors import UserError
+from .mixture import Mixture
 
 NUM_STRETCHES = 100  # a run with changing shares changes them so many times
 
@@ -128,6 +131,10 @@ class Sampling:
                 break
             plans.append(Plan(self._stretches(step, given, gone), self.batch_size, given))
         return plans
+
+    def mixture(self, seed: int, lengths: Mapping[str, NDArray], stopped: Mapping[str, int] | None = None) -> Mixture:
+        """The run's mixture; `seed` and `lengths` as of `Mixture`, `stopped` as of `plans`."""
+        return Mixture(self.sizes, self.plans(stopped or {}), self.batch_size, seed, lengths)
 
     def last_step(self, stopped: Mapping[str, int]) -> int:
         """After how many steps the run ends: when it is done, or when the last task that is trained was stopped."""
