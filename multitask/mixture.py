@@ -121,19 +121,23 @@ class Mixture:
 
 def _step_boundaries(plan: Plan, task: str, start: int, stop: int) -> list[int]:
     """The positions from `start` to `stop` of a task's stream at which steps begin, if the plan holds for ever."""
-    low, high = plan.first_step, plan.first_step + 1  # high: the first step at whose begin the stream is past `start`
-    while plan.given(task, high) <= start:
-        low, high = high, 2 * high - plan.first_step
+    bounds, step = [start], plan.first_step
+    while bounds[-1] < stop:
+        step = _first_step_past(plan, task, bounds[-1], step)
+        bounds.append(min(stop, plan.given(task, step)))
+    return bounds
+
+
+def _first_step_past(plan: Plan, task: str, position: int, low: int) -> int:
+    """The first step at whose begin a task's stream is past a position; at that of step `low` it is not."""
+    stride = 1
+    while plan.given(task, low + stride) <= position:
+        low, stride = low + stride, 2 * stride
+    high = low + stride
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if plan.given(task, middle) <= start else (low, middle)
-    bounds = [start]
-    while bounds[-1] < stop:
-        boundary = min(stop, plan.given(task, high))
-        if boundary > bounds[-1]:
-            bounds.append(boundary)
-        high += 1
-    return bounds
+        low, high = (middle, high) if plan.given(task, middle) <= position else (low, middle)
+    return high
 
 
 def permute(positions: NDArray, size: int, key: int) -> Rows:

@@ -6,7 +6,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from test_counts import GLUE
 
+from multitask.counts import Plan
 from multitask.mixture import Mixture, permute
 from multitask.shares import Sampling, sampling_shares
 
@@ -122,6 +124,31 @@ def test_no_row_is_lost_or_repeated_when_tasks_stop(options):
         often = Counter(given[task])
         assert {often[row] for row in range(size)} <= {len(given[task]) // size, len(given[task]) // size + 1}
     assert len(given["c"]) > 3 * 1500
+
+
+def test_rare_tasks_are_not_given_rows_twice():
+    """GLUE in proportion: five of nine tasks get less than one of 32 examples a step."""
+    mixture = Mixture(GLUE, sampling_shares("proportional", GLUE), 32, 0, lengths(GLUE))
+    given: dict[str, list[int]] = {task: [] for task in GLUE}
+    for step in range(3000):
+        rows = mixture(step)
+        assert sum(len(r) for r in rows.values()) == 32
+        for task, of_step in rows.items():
+            given[task] += of_step.tolist()
+    assert all(len(set(rows)) == len(rows) > 60 for rows in given.values())
+
+
+def test_a_task_that_is_left_with_next_to_nothing_is_found_at_once():
+    """One example in a million steps, in a window of many rows: steps without any are not looked at one by one."""
+    nearly_nothing = Fraction(1, 32 * 10**6)
+    plans = [Plan([(0, {"a": Fraction(1, 2), "b": Fraction(1, 2)})], 32)]
+    plans.append(Plan([(3, {"a": nearly_nothing, "b": 1 - nearly_nothing})], 32, {"a": 48, "b": 48}))
+    mixture = Mixture({"a": 1000, "b": 1000}, plans, 32, 0, lengths({"a": 1000, "b": 1000}))
+    begin = time.process_time()
+    steps = [step for million in (1, 2) for step in range(million * 10**6 - 10**6 // 2, million * 10**6, 10**5)]
+    assert sum(len(mixture(step)["b"]) for step in steps) >= 32 * len(steps) - 2
+    assert len(mixture.rows("a", 48, 60)) == 12
+    assert time.process_time() - begin < 5  # 952 rows of the window, a million steps each: hours, one by one
 
 
 def test_what_was_before_a_stop_does_not_know_of_it():
