@@ -28,11 +28,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_torch_xla_available, send_to_device
-from torch.utils.data import DataLoader
 
 from multitask.adapters import add_adapters
 from multitask.background import Background
-from multitask.batches import StepDataset
+from multitask.batches import StepDataset, StepLoader
 from multitask.building import build_model, load_tokenizer
 from multitask.checkpoint import Snapshot, take_snapshot, write_checkpoint
 from multitask.command import Command, read_command
@@ -41,14 +40,16 @@ from multitask.data import load_tasks
 from multitask.errors import UserError, mistakes_in_one_line
 from multitask.evaluation import average, evaluate_tasks, predict
 from multitask.export import export_run
+from multitask.history import History, check_history
 from multitask.hub import find_encoder
 from multitask.manifest import checkpoints_in, read_state
-from multitask.mixture import Mixture, key_of, sampling_shares
+from multitask.mixture import key_of
 from multitask.model import checkpoint_gradients
 from multitask.modes import OTHER_MODES
 from multitask.optim import build_optimizer, check_losses, learning_rate_schedule
-from multitask.resume import open_run, prune, restore, step_name
+from multitask.resume import find_best, load_best, open_run, prune, restore, step_name
 from multitask.run_folder import NUMBERS, append_metrics, check_run_folder, write_results
+from multitask.shares import Sampling
 from multitask.signals import Stopped, caught_signals, leave_signals_to_parent
 from multitask.summary import plan, results_table
 from multitask.tasks import example_losses
@@ -81,9 +82,12 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     splits = {task.name: task.train for task in tasks}
     sizes = {name: len(split) for name, split in splits.items()}
     lengths = {name: split.length for name, split in splits.items()}
-    shares = sampling_shares(config.mixture.sampling, sizes, config.mixture.temperature, config.mixture.weights)
-    mixture = Mixture(sizes, shares, training.batch_size, training.seed, lengths)
     max_steps = training.max_steps or math.ceil(training.num_train_epochs * sum(sizes.values()) / training.batch_size)
+    sampling = Sampling(sizes, training.batch_size, max_steps, **dataclasses.asdict(config.mixture))
+    mixture = sampling.mixture(training.seed, lengths)
+    patience = {name: task.patience for name, task in config.tasks.items() if task.patience}
+    measured = {task.name: task.metrics for task in tasks if task.validation}
+    check_history(training.metric_for_best_model, patience, training.load_best_model_at_end, measured)
 
     # -- model --------------------------------------------------------------------------------------------------------
 
@@ -97,7 +101,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         )
     if training.gradient_checkpointing:
         checkpoint_gradients(plain_model)
-    accelerator.print(plan(tasks, plain_model, mixture, shares, max_steps, training.max_tokens_per_pass))
+    accelerator.print(plan(tasks, plain_model, mixture, max_steps, training.max_tokens_per_pass))
     if command.dry_run:
         accelerator.print(f"\n{to_yaml(config)}")
         return 0
@@ -107,8 +111,13 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     num_rows = {task.name: task.num_rows() for task in tasks}
     checkpoint = open_run(folder, config, num_rows, accelerator)
     plain_model.to(accelerator.device)
-    plain_optimizer = build_optimizer(plain_model, training.learning_rate, training.weight_decay)
+    heads = {task.name: plain_model.head_parameters(task.name) for task in tasks}
+    own_rates = [(heads[name], task.learning_rate) for name, task in config.tasks.items() if task.learning_rate]
+    plain_optimizer = build_optimizer(plain_model, training.learning_rate, training.weight_decay, own_rates)
     state = restore(checkpoint, plain_model, plain_optimizer) if checkpoint else {"step": 0}
+    history = History.of(training.metric_for_best_model, patience, state)
+    if checkpoint and training.load_best_model_at_end and accelerator.is_main_process:
+        find_best(history, checkpoint, folder, config.checkpoints.remote, accelerator.print)
     model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
     if state.get("scaler"):
         accelerator.scaler.load_state_dict(state["scaler"])
@@ -116,17 +125,16 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     learning_rate = learning_rate_schedule(
         training.lr_scheduler_type, training.learning_rate, training.warmup_ratio, max_steps
     )
-    heads = {task.name: plain_model.head_parameters(task.name) for task in tasks}
     weights = torch.tensor([task.weight for task in tasks], device=accelerator.device)
 
     # -- batches, prepared in the background --------------------------------------------------------------------------
 
     share = {"num_devices": accelerator.num_processes, "device": accelerator.process_index}
-    steps = StepDataset(mixture, splits, pad, training.max_tokens_per_pass, **share)
-    loader = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=range(state["step"], max_steps),
+    mixture = sampling.mixture(training.seed, lengths, history.stopped)
+    steps = StepLoader(
+        StepDataset(mixture, splits, pad, training.max_tokens_per_pass, **share),
+        state["step"],
+        sampling.last_step(history.stopped),
         num_workers=training.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
@@ -135,7 +143,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
     def is_due(step: int, every: int | None) -> bool:
-        return step == max_steps or bool(every and step % every == 0)
+        return step == steps.last or bool(every and step % every == 0)
 
     def ends_now() -> bool:
         """Whether any process has been sent a signal; all agree."""
@@ -155,6 +163,10 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             return None
         model.train()
         progress.set_description("training")
+        if step < steps.last and (newly := history.add(step, results)):
+            mixture = sampling.mixture(training.seed, lengths, history.stopped)
+            steps.use(mixture, sampling.last_step(history.stopped))
+            accelerator.print(f"step {step}: stopped, as it does not improve any more: {', '.join(newly)}")
         if accelerator.is_main_process:
             log(step, evaluation_values(results))
             write_results(folder / "metrics.json", step, results, average(results))
@@ -165,8 +177,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             return
         started = time.perf_counter()
         background.wait()  # for the checkpoint before, or its error
-        if results and average(results) > best["average"]:
-            best.update(step=step, average=average(results))
+        history.saved(step, results)
         state = {
             "step": step,
             "command": command.line,
@@ -174,7 +185,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             "rows": num_rows,
             "results": results,
             "average": average(results) if results else None,
-            "best": best,
+            **history.state(),
             "window": dataclasses.asdict(window),
             "scaler": accelerator.scaler and accelerator.scaler.state_dict(),
         }
@@ -189,7 +200,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         write_checkpoint(path, snapshot)
         if uploads:
             uploads.submit(path)
-        prune(folder, training.save_total_limit, best["step"], uploads.busy() if uploads else set())
+        prune(folder, training.save_total_limit, history.best["step"], uploads.busy() if uploads else set())
 
     def end_at_signal(step: int) -> int:
         progress.close()
@@ -204,20 +215,19 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     model.train()
     window = LogWindow(**state.get("window", {}))
     progress = progress_bar(max_steps, state["step"], is_shown=accelerator.is_main_process)
-    best = state.get("best", {"step": None, "average": -math.inf})
     background, uploads = Background(), None
     if config.checkpoints.remote and accelerator.is_main_process:
         kept = training.save_total_limit or 0  # -0 is the whole list
-        uploads = Uploader(config.checkpoints.remote, lambda steps: {*steps[-kept:], best["step"]}, progress.write)
+        uploads = Uploader(config.checkpoints.remote, lambda at: {*at[-kept:], history.best["step"]}, progress.write)
     results = state.get("results")
     if state["step"] and results is None and is_due(state["step"], training.eval_steps):
         if (results := evaluate_now(state["step"])) is None:
             return end_at_signal(state["step"])
         save(state["step"], results)
     started = time.perf_counter()
-    for step, batch in enumerate(loader, start=state["step"] + 1):
+    for step, batch in steps:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step - 1)
+            group["lr"] = learning_rate(step - 1) * group["scale"]
 
         # The loss is a sum over examples divided by the batch size, so how they are spread over passes and devices
         # makes no difference. Gradients are exchanged in the last pass, where they are averaged over the processes.
@@ -256,7 +266,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             values = window.values() | {
                 "train/learning_rate": learning_rate(step),
                 "train/grad_norm": grad_norm,
-                **{f"train/{name}/examples": mixture.given(name, step) for name in sizes},
+                **{f"train/{name}/examples": steps.dataset.mixture.given(name, step) for name in sizes},
             }
             show(progress, values)
             if accelerator.is_main_process:
@@ -266,7 +276,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         if is_due(step, training.eval_steps) and not ends:
             results = evaluate_now(step)
             ends = results is None
-        if ends or is_due(step, training.save_steps):
+        if ends or is_due(step, training.save_steps) or (training.load_best_model_at_end and history.is_best(results)):
             save(step, results)
         if ends:
             return end_at_signal(step)
@@ -279,6 +289,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     if accelerator.is_main_process:
         background.wait()
         known = read_state(checkpoints_in(folder)[0])
+        if training.load_best_model_at_end and history.best["step"]:
+            known = load_best(history, folder, plain_model, print)
         export_run(plain_model, tasks, tokenizer, config, known, folder / "export", not lora or lora.merge)
         print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
     return 0 if not uploads or finish_uploads(uploads, [folder / "export"], print, log) else 1

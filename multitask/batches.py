@@ -1,14 +1,14 @@
 """From the rows of a step to what one device computes: passes of padded tensors, prepared in the background."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from .data import Split
 from .mixture import Mixture, Rows
@@ -84,6 +84,36 @@ class StepDataset(Dataset[Step]):
                 padded_tokens(self.splits[task], r) for plan in plans for part in plan for task, r in part.items()
             ),
         )
+
+
+class StepLoader:
+    """The steps of a run with their numbers, prepared in the background.
+
+    What has been prepared when `use` gives it another mixture is thrown away and made anew.
+
+    Args:
+        dataset: gives a step as this device sees it.
+        first: how many steps are done already.
+        last: the number of the last step.
+        options: further arguments of `DataLoader`.
+    """
+
+    def __init__(self, dataset: StepDataset, first: int, last: int, **options: Any):
+        self.dataset, self.first, self.last, self.options = dataset, first, last, options
+
+    def use(self, mixture: Mixture, last: int) -> None:
+        """From the next step on, takes rows as a mixture says, up to another last step."""
+        self.dataset.mixture, self.last = mixture, last
+
+    def __iter__(self) -> Iterator[tuple[int, Step]]:
+        done = self.first
+        while done < self.last:
+            mixture, remaining = self.dataset.mixture, range(done, self.last)
+            for step in DataLoader(self.dataset, batch_size=None, sampler=remaining, **self.options):
+                done += 1
+                yield done, step
+                if self.dataset.mixture is not mixture:
+                    break
 
 
 def split_into_passes(rows: Mapping[str, Rows], splits: Mapping[str, Split], max_tokens: int) -> list[dict[str, Rows]]:

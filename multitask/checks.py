@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
-from .config import FILE_FORMATS, Config, TaskConfig, flatten
+from .config import FILE_FORMATS, Config, MixtureConfig, TaskConfig, flatten
 from .errors import UserError, hint
 from .gcs_objects import split_url
 
@@ -17,7 +18,7 @@ def check_config(config: Config) -> None:
     Raises:
         UserError: naming the key, what it holds and what would be right.
     """
-    tasks, training, mixture = config.tasks, config.training, config.mixture
+    tasks, training = config.tasks, config.training
     if not tasks:
         raise UserError("tasks: there are none; a mixture needs at least one task")
     for name, task in tasks.items():
@@ -27,9 +28,11 @@ def check_config(config: Config) -> None:
     positive += [
         f"training.{key}" for key in ("num_train_epochs", "max_steps", "eval_steps", "save_steps", "save_total_limit")
     ]
-    positive += ["model.max_length", "mixture.temperature", "num_proc"]
+    positive += ["model.max_length", "num_proc"]
+    positive += [f"mixture.{key}" for key in ("temperature", "final_temperature", "cap", "max_epochs")]
     positive += ["adapters.rank", "adapters.alpha"] if config.adapters else []
-    positive += [f"tasks.{t}.{key}" for t in tasks for key in ("weight", "max_train_examples", "max_eval_examples")]
+    of_task = ("weight", "max_train_examples", "max_eval_examples", "learning_rate", "patience")
+    positive += [f"tasks.{t}.{key}" for t in tasks for key in of_task]
     not_negative = [f"training.{key}" for key in ("seed", "weight_decay", "max_grad_norm", "dataloader_num_workers")]
     values = flatten(dataclasses.asdict(config))
     for key in positive + not_negative:
@@ -45,19 +48,8 @@ def check_config(config: Config) -> None:
         raise UserError(
             f"training.batch_size: {training.batch_size} examples a step cannot hold one of each of {len(tasks)} tasks"
         )
-    if mixture.sampling == "weights":
-        weights = mixture.weights or {}
-        for name in sorted(weights.keys() - tasks.keys()):
-            raise UserError(f"mixture.weights: '{name}' is not a task{hint(name, tasks, 'tasks')}")
-        for name in sorted(tasks.keys() - weights.keys()):
-            raise UserError(f"mixture.weights: '{name}' has none; sampling: weights needs a number for each task")
-        if any(not 0 <= weight < float("inf") for weight in weights.values()) or not any(weights.values()):
-            raise UserError(f"mixture.weights: {weights} must be numbers from 0 up, at least one of them above 0")
-    elif mixture.weights:
-        raise UserError(f"mixture.weights: has no effect with sampling: {mixture.sampling}; use sampling: weights")
-    if (mixture.sampling == "temperature") != (mixture.temperature is not None):
-        found = "has no effect with" if mixture.temperature else "missing; it is needed with"
-        raise UserError(f"mixture.temperature: {found} sampling: {mixture.sampling}")
+    _check_mixture(config.mixture, tasks)
+    _check_evaluations(config)
     if config.adapters and not config.adapters.target_modules:
         raise UserError("adapters.target_modules: empty; all-linear, or a list of modules such as [query, value]")
     for name in (name for name, task in tasks.items() if task.adapter is not None):
@@ -76,6 +68,48 @@ def check_config(config: Config) -> None:
         raise UserError("training.output_dir: empty; a run needs a folder of its own")
     if Path(training.output_dir).is_file():
         raise UserError(f"training.output_dir: {training.output_dir} is a file; a run needs a folder of its own")
+
+
+def _check_mixture(mixture: MixtureConfig, tasks: Mapping[str, TaskConfig]) -> None:
+    sampling = mixture.sampling
+    if sampling == "weights":
+        weights = mixture.weights or {}
+        for name in sorted(weights.keys() - tasks.keys()):
+            raise UserError(f"mixture.weights: '{name}' is not a task{hint(name, tasks, 'tasks')}")
+        for name in sorted(tasks.keys() - weights.keys()):
+            raise UserError(f"mixture.weights: '{name}' has none; sampling: weights needs a number for each task")
+        if any(not 0 <= weight < float("inf") for weight in weights.values()) or not any(weights.values()):
+            raise UserError(f"mixture.weights: {weights} must be numbers from 0 up, at least one of them above 0")
+        for name, key in ((name, key) for name in tasks for key in ("patience", "learning_rate")):
+            if not weights[name] and getattr(tasks[name], key) is not None:
+                raise UserError(f"tasks.{name}.{key}: has no effect, as mixture.weights gives {name} nothing to learn")
+    elif mixture.weights:
+        raise UserError(f"mixture.weights: has no effect with sampling: {sampling}; use sampling: weights")
+    if mixture.final_temperature is not None and mixture.temperature is None:
+        raise UserError(
+            "mixture.final_temperature: there is no mixture.temperature to begin with; it needs sampling: temperature "
+            "and both"
+        )
+    for key, of_sampling in (("temperature", "temperature"), ("max_epochs", "unimax")):
+        if (sampling == of_sampling) != (getattr(mixture, key) is not None):
+            found = "has no effect with" if getattr(mixture, key) else "missing; it is needed with"
+            raise UserError(f"mixture.{key}: {found} sampling: {sampling}")
+    if mixture.final_temperature is not None and mixture.final_temperature == mixture.temperature:
+        raise UserError(f"mixture.final_temperature: {mixture.temperature:g} is mixture.temperature; leave it out")
+    if mixture.cap is not None and sampling not in ("proportional", "temperature"):
+        raise UserError(
+            f"mixture.cap: has no effect with sampling: {sampling}; it belongs to proportional and temperature"
+        )
+
+
+def _check_evaluations(config: Config) -> None:
+    """That what evaluations are to decide can be decided; what is measured is known with the data."""
+    training = config.training
+    for name, task in config.tasks.items():
+        if task.patience is not None and not training.eval_steps:
+            raise UserError(f"tasks.{name}.patience: needs evaluations to count; set training.eval_steps")
+    if training.load_best_model_at_end and not training.eval_steps:
+        raise UserError("training.load_best_model_at_end: the only evaluation is at the end; set training.eval_steps")
 
 
 def _check_task(key: str, name: str, task: TaskConfig) -> None:

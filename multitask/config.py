@@ -90,6 +90,9 @@ class TaskConfig:
             without it `label` is the index of the right choice, from 0.
         metrics: Metrics of the evaluation; empty takes the type's own.
         weight: Factor on the loss of each of this task's examples.
+        learning_rate: Peak of the schedule for the task's head and its own adapter; null takes training.learning_rate.
+        patience: Stop training the task after so many evaluations in a row in which the mean of its metrics did not
+            become better than ever before; its share goes to the others. Null never stops it.
         max_train_examples: Use only the first so many rows for training.
         max_eval_examples: Use only the first so many rows for evaluation.
         adapter: Folder of a PEFT LoRA adapter that this task's own adapter starts from.
@@ -107,6 +110,8 @@ class TaskConfig:
     choice_labels: str | None = None
     metrics: list[MetricName] = field(default_factory=list)
     weight: float = 1.0
+    learning_rate: float | None = None
+    patience: int | None = None
     max_train_examples: int | None = None
     max_eval_examples: int | None = None
     adapter: str | None = None
@@ -118,13 +123,19 @@ class MixtureConfig:
 
     Args:
         sampling: Shares by number of rows (proportional), the same for all (uniform), rows to the power 1/temperature
-            (temperature), or as given (weights).
+            (temperature), the same for all but where max_epochs forbids it (unimax), or as given (weights).
         temperature: For sampling temperature: 1 is proportional; the higher, the more uniform.
+        final_temperature: The temperature changes evenly over the run to this one; null keeps it.
+        cap: For sampling proportional and temperature: a task with more rows counts as if it had so many.
+        max_epochs: For sampling unimax: how often a task's rows are seen in the run at most.
         weights: For sampling weights: one number a task; a task with 0 is evaluated but not trained.
     """
 
-    sampling: Literal["proportional", "uniform", "temperature", "weights"] = "proportional"
+    sampling: Literal["proportional", "uniform", "temperature", "unimax", "weights"] = "proportional"
     temperature: float | None = None
+    final_temperature: float | None = None
+    cap: int | None = None
+    max_epochs: float | None = None
     weights: dict[str, float] | None = None
 
 
@@ -149,7 +160,11 @@ class TrainingConfig:
         logging_steps: Steps between two lines in metrics.jsonl.
         eval_steps: Steps between two evaluations; null evaluates at the end only.
         save_steps: Steps between two checkpoints; the last step is always saved, and with null alone.
-        save_total_limit: How many checkpoints to keep: the newest, and the best by average; null keeps all.
+        save_total_limit: How many checkpoints to keep: the newest, and the best; null keeps all.
+        load_best_model_at_end: Export the best checkpoint instead of the last; every evaluation that is better than
+            the best so far is saved.
+        metric_for_best_model: By what the best is chosen: `average`, the mean over tasks of the mean of each task's
+            metrics; `TASK`, the mean of one task's metrics; or `TASK/METRIC`. Of errors (mse) less is better.
         resume_from_checkpoint: What to continue from: `auto`, the newest checkpoint of the same run, here or in
             `checkpoints.remote`; `never`; or a checkpoint, a folder or gs://BUCKET/PREFIX/step-….
         dataloader_num_workers: Processes that prepare batches in the background; 0 prepares them in the loop.
@@ -171,6 +186,8 @@ class TrainingConfig:
     eval_steps: int | None = None
     save_steps: int | None = 500
     save_total_limit: int | None = 2
+    load_best_model_at_end: bool = False
+    metric_for_best_model: str = "average"
     resume_from_checkpoint: str = "auto"
     dataloader_num_workers: int = 1
 

@@ -1,61 +1,34 @@
 """Which rows make up a step: a pure function of (seed, step), with no state to save and nothing to communicate."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .counts import Plan, Shares
+
 Rows = NDArray[np.int64]
-
-
-def sampling_shares(
-    sampling: str,
-    sizes: Mapping[str, int],
-    temperature: float | None = None,
-    weights: Mapping[str, float] | None = None,
-) -> dict[str, Fraction]:
-    """Each task's share of the examples, as exact fractions that add up to 1.
-
-    Args:
-        sampling: `proportional` to the sizes, `uniform`, `temperature` (sizes to the power 1/temperature, as in
-            Raffel et al. 2020, section 3.5.2, https://arxiv.org/abs/1910.10683) or `weights`.
-        sizes: rows of each task.
-        temperature: for `temperature`; above 0. 1 is proportional, towards infinity it becomes uniform.
-        weights: for `weights`; any non-negative numbers.
-    """
-    if sampling == "weights":
-        assert weights is not None
-        raw = {task: Fraction(weights[task]) for task in sizes}
-    elif sampling == "uniform":
-        raw = {task: Fraction(1) for task in sizes}
-    elif sampling == "temperature":
-        assert temperature is not None
-        # Relative to the largest task, so that no temperature can overflow.
-        largest = max(sizes.values())
-        raw = {task: Fraction((size / largest) ** (1 / temperature)) for task, size in sizes.items()}
-    else:
-        assert sampling == "proportional"
-        raw = {task: Fraction(size) for task, size in sizes.items()}
-    total = sum(raw.values())
-    return {task: weight / total for task, weight in raw.items()}
 
 
 class Mixture:
     """`mixture(step)` gives the rows of every task in that step.
 
     Shares come out exactly: before step s, task t of T has been given `floor(P_t·B·s) - floor(P_(t-1)·B·s)` examples,
-    with P the cumulative shares and B the batch size. So each step holds exactly B examples and no task is ever more
-    than one example away from its share. Step s of a run is computed without the steps before it.
+    with P the cumulative shares and B the batch size (`Plan` says more). So each step holds exactly B examples and no
+    task is ever more than one example away from its share. Step s of a run is computed without the steps before it.
 
     A task's rows come as an endless sequence of seeded permutations, one a pass over its data. Inside a window of
     `window_steps` steps, rows are grouped by length, so that rows of one step have about the same length, and the
-    groups are dealt to the window's steps in random order, so that lengths come in no fixed order.
+    groups are dealt to the window's steps in random order, so that lengths come in no fixed order. Where a new plan
+    begins in a window, the rows that are left in it are grouped anew for the steps to come; what was given before
+    stays as it was, as the plan was not yet known.
 
     Args:
         sizes: number of rows of each task.
-        shares: share of each task; exact fractions that add up to 1, 0 for a task that gets nothing.
+        shares: share of each task; exact fractions that add up to 1, 0 for a task that gets nothing. Or plans, each
+            of which holds up to the next, and the last for ever.
         batch_size: examples in a step.
         seed: another seed gives another order; each task's order depends on the seed and the task's name alone.
         lengths: tokens of each row's longest sequence, per task; without them rows are not grouped.
@@ -65,23 +38,21 @@ class Mixture:
     def __init__(
         self,
         sizes: Mapping[str, int],
-        shares: Mapping[str, Fraction],
+        shares: Shares | Sequence[Plan],
         batch_size: int,
         seed: int,
         lengths: Mapping[str, NDArray] | None = None,
         window_steps: int = 128,
     ):
-        assert sizes.keys() == shares.keys() and sum(shares.values()) == 1 and min(sizes.values()) > 0
+        plans = [Plan([(0, shares)], batch_size)] if isinstance(shares, Mapping) else list(shares)
+        assert min(sizes.values()) > 0 and all(plan.before.keys() == sizes.keys() for plan in plans)
+        assert plans[0].first_step == 0 and all(plan.batch_size == batch_size for plan in plans)
         self.sizes, self.batch_size, self.seed, self.lengths = dict(sizes), batch_size, seed, lengths
-        self._cumulative = {}
-        total = Fraction(0)
-        for task, share in shares.items():
-            self._cumulative[task] = (total, total + share)
-            total += share
+        self._plans = plans
         # Windows divide a task's pass evenly and never reach over its end: each pass gives every row exactly once.
         self._windows = {
-            task: max(1, round(size / max(Fraction(1), window_steps * batch_size * shares[task])))
-            for task, size in sizes.items()
+            task: max(1, round(sizes[task] / max(Fraction(1), window_steps * batch_size * share)))
+            for task, share in plans[0].mean_shares().items()
         }
         self._last_window: dict[str, tuple[int, Rows]] = {}  # steps in a row mostly stay in one window
 
@@ -91,9 +62,12 @@ class Mixture:
 
     def given(self, task: str, step: int) -> int:
         """How many examples `task` has been given before step `step`."""
-        below, above = self._cumulative[task]
-        examples = self.batch_size * step
-        return above.numerator * examples // above.denominator - below.numerator * examples // below.denominator
+        return next(plan for plan in reversed(self._plans) if plan.first_step <= step).given(task, step)
+
+    def shares(self, max_steps: int) -> dict[str, float]:
+        """Each task's share of the examples of a run of so many steps."""
+        examples = self.batch_size * max_steps
+        return {task: float(self._plans[-1].planned(task, max_steps) / examples) for task in self.sizes}
 
     def rows(self, task: str, start: int, stop: int) -> Rows:
         """Row numbers at positions `start` to `stop` of the task's endless stream, shortest row first."""
@@ -121,32 +95,49 @@ class Mixture:
         rows = permute(np.arange(start % size, start % size + stop - start), size, key)
         if self.lengths is None:
             return rows
-        by_length = rows[np.argsort(self.lengths[task][rows], kind="stable")]
-        # The steps' boundaries cut the window into segments; each gets a run of rows of about the same length.
-        bounds = self._step_boundaries(task, start, stop)
-        segments = list(zip(bounds[:-1], bounds[1:], strict=True))
-        ordered = np.empty_like(rows)
-        taken = 0
-        for index in np.random.default_rng([key, start]).permutation(len(segments)):
-            begin, end = segments[index]
-            ordered[begin - start : end - start] = by_length[taken : taken + end - begin]
-            taken += end - begin
-        return ordered
+        for plan, begin in self._plans_within(task, start, stop):
+            # The steps' boundaries cut what is left of the window into runs; each gets rows of about the same length.
+            left = rows[begin - start :]
+            by_length = left[np.argsort(self.lengths[task][left], kind="stable")]
+            bounds = _step_boundaries(plan, task, begin, stop)
+            runs = list(zip(bounds[:-1], bounds[1:], strict=True))
+            taken = 0
+            for index in np.random.default_rng([key, begin]).permutation(len(runs)):
+                first, end = runs[index]
+                rows[first - start : end - start] = by_length[taken : taken + end - first]
+                taken += end - first
+        return rows
 
-    def _step_boundaries(self, task: str, start: int, stop: int) -> list[int]:
-        low, high = 0, 1  # the first step after whose begin the stream stands beyond `start`
-        while self.given(task, high) <= start:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.given(task, middle) <= start else (low, middle)
-        bounds = [start]
-        while bounds[-1] < stop:
-            boundary = min(stop, self.given(task, high))
-            if boundary > bounds[-1]:
-                bounds.append(boundary)
-            high += 1
-        return bounds
+    def _plans_within(self, task: str, start: int, stop: int) -> list[tuple[Plan, int]]:
+        """The plans by which the positions `start` to `stop` of a task's stream are given, each with its first one."""
+        found: dict[int, Plan] = {}
+        for plan in self._plans:
+            if task in plan.tasks:  # the others give it nothing
+                begin = max(start, plan.before[task])
+                if begin < stop:
+                    found[begin] = plan  # of those that begin at the same position, the last one gives it
+        return [(plan, begin) for begin, plan in found.items()]
+
+
+def _step_boundaries(plan: Plan, task: str, start: int, stop: int) -> list[int]:
+    """The positions from `start` to `stop` of a task's stream at which steps begin, if the plan holds for ever."""
+    bounds, step = [start], plan.first_step
+    while bounds[-1] < stop:
+        step = _first_step_past(plan, task, bounds[-1], step)
+        bounds.append(min(stop, plan.given(task, step)))
+    return bounds
+
+
+def _first_step_past(plan: Plan, task: str, position: int, low: int) -> int:
+    """The first step at whose begin a task's stream is past a position; at that of step `low` it is not."""
+    stride = 1
+    while plan.given(task, low + stride) <= position:
+        low, stride = low + stride, 2 * stride
+    high = low + stride
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if plan.given(task, middle) <= position else (low, middle)
+    return high
 
 
 def permute(positions: NDArray, size: int, key: int) -> Rows:

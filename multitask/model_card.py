@@ -17,7 +17,8 @@ def model_card(task: Task, config: TaskConfig, encoder: str, state: Mapping[str,
         task: the exported one.
         config: its configuration.
         encoder: as configured.
-        state: of the checkpoint: step, command, versions, rows, results.
+        state: of the checkpoint: step, command, versions, rows, results; which tasks were stopped; and `best_by`, by
+            which metric it is the best, if it was chosen as that.
         merged: whether the weights are there as a whole; otherwise an adapter and a head are.
     """
     results = (state.get("results") or {}).get(task.name, {})
@@ -54,6 +55,11 @@ def model_card(task: Task, config: TaskConfig, encoder: str, state: Mapping[str,
     versions = ", ".join(f"{package} {number}" for package, number in state["versions"].items())
     labels = f"\n- Labels: {', '.join(task.labels)}" if task.labels else ""
     inputs = ", ".join(f"`{name}`" for name in config.inputs)
+    steps = f"{state['step']:,}" + (f", the best by `{state['best_by']}`" if state.get("best_by") else "")
+    if stopped := state.get("stopped", {}).get(task.name):
+        steps += (
+            f"; on this task up to step {stopped:,}, as it no longer improved; the encoder went on with the others"
+        )
     subset = f", {config.subset}" if config.subset else ""
     return f"""---
 {data.to_yaml()}
@@ -65,7 +71,7 @@ def model_card(task: Task, config: TaskConfig, encoder: str, state: Mapping[str,
 
 - Data: {dataset}{subset}; {rows["train"]:,} rows of `{config.train_split}`; inputs {inputs}, \
 label `{config.label}`{labels}
-- Steps: {state["step"]:,}
+- Steps: {steps}
 - Command: `{state["command"]}`
 - Versions: {versions}
 

@@ -1,19 +1,40 @@
 """The optimizer and the learning rate."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 from transformers import get_scheduler
 
 
-def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW on the trainable parameters, fused where torch has it; biases and norms are not decayed."""
+def build_optimizer(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    own_rates: Sequence[tuple[Sequence[nn.Parameter], float]] = (),
+) -> torch.optim.AdamW:
+    """AdamW on the trainable parameters, fused where torch has it; biases and norms are not decayed.
+
+    Args:
+        model: whose parameters they are.
+        learning_rate: the peak of the schedule.
+        weight_decay: of weight matrices.
+        own_rates: parameters that have a peak of their own, and that peak.
+
+    Returns:
+        The optimizer; `scale` of each of its groups is the factor between the schedule and the group's learning rate.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    scales = {parameter: peak / learning_rate for parameters, peak in own_rates for parameter in parameters}
     groups = [
-        {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for p in trainable if (p.ndim >= 2) == is_matrix and scales.get(p, 1.0) == scale],
+            "weight_decay": weight_decay if is_matrix else 0.0,
+            "scale": scale,
+        }
+        for scale in dict.fromkeys([1.0, *scales.values()])
+        for is_matrix in (True, False)
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, fused=trainable[0].device.type != "xla")
 

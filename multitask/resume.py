@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .checkpoint import (
 from .config import Config
 from .errors import UserError
 from .gcs import check_access, download_checkpoint, list_checkpoints
+from .history import History
 from .manifest import checkpoints_in, read_state, verify
 from .processes import from_main_process
 from .run_folder import changed_setting, open_run_folder
@@ -119,6 +121,54 @@ def find_resumable(
         tell(f"going on from {found}")
         return found
     return None
+
+
+def find_best(
+    history: History, checkpoint: Path, folder: Path, remote: str | None, tell: Callable[[str], None]
+) -> None:
+    """Makes sure that a run that goes on has its best checkpoint, or chooses the best among those to come.
+
+    Args:
+        history: of the run; forgets a best checkpoint that is lost.
+        checkpoint: the one that the run goes on from; the best may be beside it.
+        folder: of the run.
+        remote: where its copies are, if it has any.
+        tell: is told of one that is lost.
+    """
+    step = history.best["step"]
+    if step is None:
+        return
+    best, beside = folder / "checkpoints" / step_name(step), checkpoint.with_name(step_name(step))
+    fetch: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: shutil.copytree(beside, best),
+        lambda: download_checkpoint(remote, step, best) if remote else None,
+    ]
+    for attempt in fetch:
+        with suppress(OSError, UserError, ValueError):
+            attempt()
+            verify(best)
+            return
+    tell(f"{best} is lost, which was the best; the best is chosen among those to come")
+    history.best = {"step": None}
+
+
+def load_best(history: History, folder: Path, model: nn.Module, tell: Callable[[str], object]) -> dict[str, Any]:
+    """Puts the best checkpoint's weights in place.
+
+    Args:
+        history: of the run, which has a best checkpoint.
+        folder: of the run.
+        model: takes the weights.
+        tell: is told which one it is.
+
+    Returns:
+        What was known of the run then, and `best_by`, the metric.
+    """
+    best = folder / "checkpoints" / step_name(history.best["step"])
+    load_trained_weights(model, load_file(best / "model.safetensors"))
+    tell(f"\nThe best by {history.metric} was step {history.best['step']}, which is exported: {best}")
+    return read_state(best) | {"best_by": history.metric}
 
 
 def _fetch(url: str, here: Path) -> Path:

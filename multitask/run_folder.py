@@ -12,7 +12,8 @@ from .config import Config, flatten, to_yaml
 from .errors import UserError
 
 NUMBERS = ("metrics.jsonl", "metrics.json")
-# Settings that do not change what is learned; a run may be repeated in its folder with others.
+# Settings that do not change what is learned; a run may be repeated in its folder with others. (Where evaluations
+# decide which tasks go on or which step is the best, training.eval_steps does.)
 HARMLESS = {
     "training.output_dir",
     "training.max_tokens_per_pass",
@@ -63,7 +64,9 @@ def changed_setting(earlier: dict[str, Any], config: Config) -> str | None:
     """
     then = flatten(earlier) | {"the order of tasks": list(earlier["tasks"])}
     now = flatten(yaml.safe_load(to_yaml(config))) | {"the order of tasks": list(config.tasks)}
-    for key in sorted((then.keys() | now.keys()) - HARMLESS):
+    decides = config.training.load_best_model_at_end or any(task.patience for task in config.tasks.values())
+    harmless = HARMLESS - {"training.eval_steps"} if decides else HARMLESS
+    for key in sorted((then.keys() | now.keys()) - harmless):
         if then.get(key) != now.get(key):
             return f"{key} was {then.get(key)}, is {now.get(key)}"
     return None

@@ -1,7 +1,6 @@
 """What people are shown in the terminal: what will be trained, and how good it became."""
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
 from .adapters import SHARED
 from .data import TaskData
@@ -15,22 +14,21 @@ def plan(
     tasks: Sequence[TaskData],
     model: MultitaskModel,
     mixture: Mixture,
-    shares: Mapping[str, Fraction],
     max_steps: int,
     max_tokens_per_pass: int,
 ) -> str:
     """What will be trained on what, with notes on whatever is odd about it."""
     num_examples = {task.name: mixture.given(task.name, max_steps) for task in tasks}
     notes = [f"note: {note}" for note in oddities(tasks, num_examples, max_tokens_per_pass)]
-    tables = [tasks_table(tasks, shares, mixture.batch_size, max_steps), parameters_table(model)]
+    tables = [tasks_table(tasks, mixture.shares(max_steps), mixture.batch_size, max_steps), parameters_table(model)]
     return "\n\n".join([*tables, "\n".join(notes)])
 
 
-def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, Fraction], batch_size: int, max_steps: int) -> str:
+def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, float], batch_size: int, max_steps: int) -> str:
     """One row a task: training rows, their tokens, share of the examples, examples a step, passes over the rows."""
     lines = [("task", "type", "outputs", "rows", "validation", "tokens", "share", "examples/step", "passes")]
     for task in tasks:
-        share = float(shares[task.name])
+        share = shares[task.name]
         lines.append(
             (
                 task.name,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from multitask.batches import StepDataset, collate, padded_tokens, split_into_passes
+from multitask.batches import StepDataset, StepLoader, collate, padded_tokens, split_into_passes
 from multitask.data import Split
 from multitask.mixture import Mixture
 
@@ -89,3 +89,36 @@ def test_collate_has_the_shapes_that_the_models_take():
     assert collate(SPLITS["single"], [0], 0)["inputs"]["input_ids"].ndim == 2
     empty = collate(SPLITS["choice"], [], 0)
     assert len(empty["labels"]) == len(empty["inputs"]["input_ids"]) == 0
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Stands for a `StepDataset`: a step is its number and the mixture's name."""
+
+    mixture = "first"
+
+    def __getitem__(self, step):
+        return step, self.mixture
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_what_was_prepared_with_another_mixture_is_thrown_away(num_workers):
+    loader = StepLoader(Numbers(), 3, 12, num_workers=num_workers)
+    seen = []
+    for number, (step, mixture) in loader:
+        assert step == number - 1
+        seen.append((number, mixture))
+        if number == 6:
+            loader.use("second", 12)
+        if number == 9:
+            loader.use("third", 10)  # and an earlier end
+    assert seen == [
+        *((number, "first") for number in (4, 5, 6)),
+        *((number, "second") for number in (7, 8, 9)),
+        (10, "third"),
+    ]
+    loader = StepLoader(Numbers(), 3, 12, num_workers=num_workers)
+    for number, _ in loader:
+        if number == 6:
+            loader.use("none", 6)
+    assert number == 6
+    assert list(StepLoader(Numbers(), 12, 12)) == []

@@ -86,8 +86,8 @@ def test_the_set_of_options_is_what_it_was_meant_to_be():
     count = {
         f.name: len(dataclasses.fields(f.type)) for f in dataclasses.fields(config) if dataclasses.is_dataclass(f.type)
     }
-    assert count == {"model": 4, "training": 18, "mixture": 3, "checkpoints": 1}
-    assert len(dataclasses.fields(TaskConfig)) == 15
+    assert count == {"model": 4, "training": 20, "mixture": 6, "checkpoints": 1}
+    assert len(dataclasses.fields(TaskConfig)) == 17
     assert len(dataclasses.fields(AdapterConfig)) == 6
 
 
@@ -110,12 +110,12 @@ def test_flatten():
 # -- what a user may get wrong on the command line: (options, what is printed) -----------------------------------------
 
 OPTIONS = {
-    "--training.learning_rat 3": "--training.learning_rat: unknown key; did you mean 'learning_rate'? (valid: batch_size, dataloader_num_workers, eval_steps, gradient_checkpointing, learning_rate, logging_steps, lr_scheduler_type, max_grad_norm, max_steps, max_tokens_per_pass, num_train_epochs, output_dir, resume_from_checkpoint, save_steps, save_total_limit, seed, warmup_ratio, weight_decay)",
+    "--training.learning_rat 3": "--training.learning_rat: unknown key; did you mean 'learning_rate'? (valid: batch_size, dataloader_num_workers, eval_steps, gradient_checkpointing, learning_rate, load_best_model_at_end, logging_steps, lr_scheduler_type, max_grad_norm, max_steps, max_tokens_per_pass, metric_for_best_model, num_train_epochs, output_dir, resume_from_checkpoint, save_steps, save_total_limit, seed, warmup_ratio, weight_decay)",
     "--training.learning_rate x": "--training.learning_rate: found 'x', expected float",
     "--training.learning_rate=-1": "training.learning_rate: -1.0 is not a positive number",
     "--training.learning_rate .nan": "training.learning_rate: nan is not a positive number",
     "--taining.seed 1": "--taining.seed: unknown option; did you mean '--training'? (options: --adapters, --checkpoint, --checkpoints, --config, --data_root, --debug, --dry_run, --help, --input, --mixture, --mode, --model, --model_root, --num_proc, --output, --print_config, --skip_bad_rows, --tasks, --training, -h)",
-    "--tasks.animal.wight 3": "--tasks.animal.wight: unknown key; did you mean 'weight'? (valid: adapter, choice_labels, choices, data_files, dataset, inputs, label, max_eval_examples, max_train_examples, metrics, subset, train_split, type, validation_split, weight)",
+    "--tasks.animal.wight 3": "--tasks.animal.wight: unknown key; did you mean 'weight'? (valid: adapter, choice_labels, choices, data_files, dataset, inputs, label, learning_rate, max_eval_examples, max_train_examples, metrics, patience, subset, train_split, type, validation_split, weight)",
     "--tasks.animal.weight 0": "tasks.animal.weight: 0.0 is not a positive number",
     "--tasks.animal.metrics [acuracy]": "--tasks.animal.metrics: unknown value 'acuracy'; did you mean 'accuracy'? (valid: accuracy, exact_match, f1, f1_macro, f1_micro, matthews_correlation, mse, pearson, precision, recall, spearmanr)",
     "--tasks.animal.type classificaton": "--tasks.animal.type: unknown value 'classificaton'; did you mean 'classification'? (valid: classification, multi_label_classification, multiple_choice, question_answering, regression, token_classification)",
@@ -126,7 +126,7 @@ OPTIONS = {
     "--tasks.animal.type token_classification --tasks.animal.inputs [a,b]": "tasks.animal.inputs: 2 columns given, the column with the words is needed",
     "--tasks.animal.type question_answering": "tasks.animal.inputs: 1 columns given, those of the question and of its context are needed",
     "--tasks.animal.data_files null": "tasks.animal.data_files: missing; dataset: json needs {train: FILE, validation: FILE}",
-    "--mixture.sampling proportonal": "--mixture.sampling: unknown value 'proportonal'; did you mean 'proportional'? (valid: proportional, temperature, uniform, weights)",
+    "--mixture.sampling proportonal": "--mixture.sampling: unknown value 'proportonal'; did you mean 'proportional'? (valid: proportional, temperature, uniform, unimax, weights)",
     "--mixture.sampling weights": "mixture.weights: 'animal' has none; sampling: weights needs a number for each task",
     "--mixture.sampling weights --mixture.weights {animl:1}": "mixture.weights: 'animl' is not a task; did you mean 'animal'? (tasks: animal, choice, similar)",
     "--mixture.sampling weights --mixture.weights {animal:0,choice:0,similar:0}": "mixture.weights: {'animal': 0.0, 'choice': 0.0, 'similar': 0.0} must be numbers from 0 up, at least one of them above 0",
@@ -144,6 +144,20 @@ OPTIONS = {
     "--tasks.choice.choices [a]": "tasks.choice.choices: ['a'] is one column; give its name alone if it holds the list",
     "--mixture.sampling temperature": "mixture.temperature: missing; it is needed with sampling: temperature",
     "--mixture.temperature 2": "mixture.temperature: has no effect with sampling: proportional",
+    "--mixture.final_temperature 2": "mixture.final_temperature: there is no mixture.temperature to begin with; it needs sampling: temperature and both",
+    "--mixture.sampling temperature --mixture.final_temperature 2": "mixture.final_temperature: there is no mixture.temperature to begin with; it needs sampling: temperature and both",
+    "--mixture.sampling temperature --mixture.temperature 2 --mixture.final_temperature 2": "mixture.final_temperature: 2 is mixture.temperature; leave it out",
+    "--mixture.sampling temperature --mixture.temperature 2 --mixture.final_temperature 0": "mixture.final_temperature: 0.0 is not a positive number",
+    "--mixture.sampling unimax": "mixture.max_epochs: missing; it is needed with sampling: unimax",
+    "--mixture.max_epochs 2": "mixture.max_epochs: has no effect with sampling: proportional",
+    "--mixture.sampling uniform --mixture.cap 9": "mixture.cap: has no effect with sampling: uniform; it belongs to proportional and temperature",
+    "--mixture.cap 0": "mixture.cap: 0 is not a positive number",
+    "--tasks.animal.patience 2": "tasks.animal.patience: needs evaluations to count; set training.eval_steps",
+    "--tasks.animal.patience 0": "tasks.animal.patience: 0 is not a positive number",
+    "--tasks.animal.patiense 2": "--tasks.animal.patiense: unknown key; did you mean 'patience'? (valid: adapter, choice_labels, choices, data_files, dataset, inputs, label, learning_rate, max_eval_examples, max_train_examples, metrics, patience, subset, train_split, type, validation_split, weight)",
+    "--tasks.animal.learning_rate=-1": "tasks.animal.learning_rate: -1.0 is not a positive number",
+    "--mixture.sampling weights --mixture.weights {animal:0,choice:1,similar:1} --tasks.animal.learning_rate 1": "tasks.animal.learning_rate: has no effect, as mixture.weights gives animal nothing to learn",
+    "--training.load_best_model_at_end true": "training.load_best_model_at_end: the only evaluation is at the end; set training.eval_steps",
     "--model.dropout 1": "model.dropout: 1.0 is not in the range 0 <= dropout < 1",
     "--training.output_dir $PATH": "training.output_dir: $PATH is a file; a run needs a folder of its own",
     "--adapters.scope per_tsk": "--adapters.scope: unknown value 'per_tsk'; did you mean 'per_task'? (valid: both, per_task, shared)",
@@ -198,7 +212,7 @@ FILES = {
     "tasks: {2024: {type: regression, dataset: x, inputs: [a]}}": "tasks.2024: a task's name becomes a folder: text of letters, digits, '_' and '-'",
     "tasks: {training: {type: regression, dataset: x, inputs: [a]}}": "tasks.training: the name 'training' is taken by PyTorch's modules; choose another",
     "tasks: {a: {type: regression, dataset: '', inputs: [a]}}": "tasks.a.dataset: empty; a hub id, a folder, or one of csv, json, jsonl, parquet",
-    "mixture:": "FILE: mixture: found None, expected keys (of these: sampling, temperature, weights)",
+    "mixture:": "FILE: mixture: found None, expected keys (of these: cap, final_temperature, max_epochs, sampling, temperature, weights)",
     "tasks: {train: {type: regression, dataset: x, inputs: [a]}}": "tasks.train: the name 'train' is taken by PyTorch's modules; choose another",
     "adapters: {scope: shred}": "FILE: adapters.scope: unknown value 'shred'; did you mean 'shared'? (valid: both, per_task, shared)",
     "adapters: {rnk: 8}": "FILE: adapters.rnk: unknown key; did you mean 'rank'? (valid: alpha, dropout, merge, rank, scope, target_modules)",

@@ -1,12 +1,16 @@
 import pickle
+import time
 import tracemalloc
 from collections import Counter
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from test_counts import GLUE
 
-from multitask.mixture import Mixture, permute, sampling_shares
+from multitask.counts import Plan
+from multitask.mixture import Mixture, permute
+from multitask.shares import Sampling, sampling_shares
 
 SIZES = {"stsb": 5749, "rte": 2490, "csqa": 9741}
 
@@ -31,17 +35,6 @@ def test_shares_are_exact_over_any_range_of_steps(sampling, first):
             assert abs(mixture.given(task, step) - shares[task] * 32 * step) < 1
             assert abs(counts[task] - shares[task] * 32 * (step + 1 - first)) < 2  # one at each end of the range
     assert sum(counts.values()) == 200 * 32
-
-
-def test_sampling_gives_the_shares_of_its_definition():
-    assert sampling_shares("proportional", {"a": 1, "b": 3}) == {"a": Fraction(1, 4), "b": Fraction(3, 4)}
-    assert sampling_shares("uniform", {"a": 1, "b": 3}) == {"a": Fraction(1, 2), "b": Fraction(1, 2)}
-    assert sampling_shares("weights", {"a": 1, "b": 3}, weights={"a": 2, "b": 0}) == {"a": 1, "b": 0}
-    root = sampling_shares("temperature", {"a": 100, "b": 400}, temperature=2)
-    assert float(root["a"]) == pytest.approx(1 / 3)
-    assert sum(root.values()) == 1
-    flat = sampling_shares("temperature", {"a": 1, "b": 10**9}, temperature=1e6)
-    assert float(flat["a"]) == pytest.approx(0.5, abs=1e-4)
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -106,6 +99,94 @@ def test_a_billion_rows_at_step_a_billion_need_no_index_array():
     tracemalloc.stop()
     assert len(rows["huge"]) == 16 and min(rows["huge"]) >= 0 and max(rows["huge"]) < 10**9
     assert peak_bytes < 10**6  # an index array would be 8 * 10**9
+
+
+CHANGING = {"sampling": "temperature", "temperature": 1, "final_temperature": 10}
+UNIMAX = {"sampling": "unimax", "max_epochs": 2}
+
+
+@pytest.mark.parametrize("options", [{}, CHANGING, UNIMAX], ids=["constant", "changing", "unimax"])
+def test_no_row_is_lost_or_repeated_when_tasks_stop(options):
+    """In the middle of windows, in which the rows that are left are dealt anew; windows of 16 steps, stops off them."""
+    sizes = {"a": 230, "b": 700, "c": 1500}
+    sampling = Sampling(sizes, 20, 200, **options)
+    stopped = {"b": 37, "a": 122}
+    mixture = Mixture(sizes, sampling.plans(stopped), 20, 3, lengths(sizes), window_steps=16)
+    given: dict[str, list[int]] = {task: [] for task in sizes}
+    for step in range(320):
+        rows = mixture(step)
+        assert sum(len(r) for r in rows.values()) == 20
+        for task, of_step in rows.items():
+            given[task] += of_step.tolist()
+            assert len(given[task]) == mixture.given(task, step + 1)
+            assert not len(of_step) or step < stopped.get(task, 320)
+    for task, size in sizes.items():  # each row as often as any other, but for those of a pass that has not ended
+        often = Counter(given[task])
+        assert {often[row] for row in range(size)} <= {len(given[task]) // size, len(given[task]) // size + 1}
+    assert len(given["c"]) > 3 * 1500
+
+
+def test_rare_tasks_are_not_given_rows_twice():
+    """GLUE in proportion: five of nine tasks get less than one of 32 examples a step."""
+    mixture = Mixture(GLUE, sampling_shares("proportional", GLUE), 32, 0, lengths(GLUE))
+    given: dict[str, list[int]] = {task: [] for task in GLUE}
+    for step in range(3000):
+        rows = mixture(step)
+        assert sum(len(r) for r in rows.values()) == 32
+        for task, of_step in rows.items():
+            given[task] += of_step.tolist()
+    assert all(len(set(rows)) == len(rows) > 60 for rows in given.values())
+
+
+def test_a_task_that_is_left_with_next_to_nothing_is_found_at_once():
+    """One example in a million steps, in a window of many rows: steps without any are not looked at one by one."""
+    nearly_nothing = Fraction(1, 32 * 10**6)
+    plans = [Plan([(0, {"a": Fraction(1, 2), "b": Fraction(1, 2)})], 32)]
+    plans.append(Plan([(3, {"a": nearly_nothing, "b": 1 - nearly_nothing})], 32, {"a": 48, "b": 48}))
+    mixture = Mixture({"a": 1000, "b": 1000}, plans, 32, 0, lengths({"a": 1000, "b": 1000}))
+    begin = time.process_time()
+    steps = [step for million in (1, 2) for step in range(million * 10**6 - 10**6 // 2, million * 10**6, 10**5)]
+    assert sum(len(mixture(step)["b"]) for step in steps) >= 32 * len(steps) - 2
+    assert len(mixture.rows("a", 48, 60)) == 12
+    assert time.process_time() - begin < 5  # 952 rows of the window, a million steps each: hours, one by one
+
+
+def test_what_was_before_a_stop_does_not_know_of_it():
+    """So a run that goes on behind a stop had the same batches as one that was never interrupted."""
+    sampling = Sampling(SIZES, 32, 1000, **CHANGING)
+    without, one, two = (
+        Mixture(SIZES, sampling.plans(stopped), 32, 0, lengths(SIZES))
+        for stopped in ({}, {"rte": 300}, {"rte": 300, "stsb": 411})
+    )
+    for before, after, stop in [(without, one, 300), (one, two, 411)]:
+        for step in [5, *range(stop - 140, stop)]:
+            assert {t: r.tolist() for t, r in before(step).items()} == {t: r.tolist() for t, r in after(step).items()}
+        assert before(stop)["csqa"].tolist() != after(stop)["csqa"].tolist()
+
+
+def test_rows_are_grouped_by_length_again_after_a_stop():
+    stopped = Mixture(SIZES, Sampling(SIZES, 32, 1000).plans({"rte": 61}), 32, 0, lengths(SIZES))
+    task_lengths = lengths(SIZES)["csqa"]
+    spreads = [np.ptp(task_lengths[stopped(step)["csqa"]]) for step in range(61, 110)]
+    # The rows that are left of a window of 128 steps are about half as many: twice the 3 of a whole one.
+    assert np.median(spreads) <= 6
+
+
+@pytest.mark.parametrize("options", [{}, CHANGING, UNIMAX], ids=["constant", "changing", "unimax"])
+def test_a_step_far_away_costs_no_more_than_one_nearby(options):
+    """At most a few times as much, for larger integers; counted through, it would be a hundred million times."""
+    far = 10**9
+    sizes = SIZES if "max_epochs" not in options else {task: size * 10**7 for task, size in SIZES.items()}
+    sampling = Sampling(sizes, 32, far + 1000, **options)
+    for stopped in ({}, {"rte": far - 5}):
+        seconds = {}
+        for step in (10, far):
+            mixture = Mixture(sizes, sampling.plans(stopped), 32, 0)
+            begin = time.process_time()
+            rows = [mixture(step + more) for more in range(20)]
+            seconds[step] = time.process_time() - begin
+            assert all(sum(len(r) for r in of_step.values()) == 32 for of_step in rows)
+        assert seconds[far] < 20 * seconds[10] + 0.05
 
 
 def test_rows_of_a_step_have_about_the_same_length_and_lengths_no_order():
