@@ -7,14 +7,25 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+# Peak of the schedule for log variances. They are not weights of a pretrained network: at its rate of some 1e-5 a step
+# they would stay where they begin, while what they should come to is the logarithm of a loss.
+LOG_VARIANCE_RATE = 0.01
+
 
 def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW on the trainable parameters, fused where torch has it; biases and norms are not decayed."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """AdamW on the trainable parameters, fused where torch has it; biases and norms are not decayed.
+
+    Each group's `lr_scale` is what the learning rate of a step is to be multiplied with.
+    """
+    log_variances = set(getattr(model, "log_variances", nn.Module()).parameters())
+    trainable = [p for p in model.parameters() if p.requires_grad and p not in log_variances]
     groups = [
-        {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay, "lr_scale": 1.0},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0, "lr_scale": 1.0},
     ]
+    if log_variances:
+        of_tasks = [p for p in model.parameters() if p in log_variances]
+        groups.append({"params": of_tasks, "weight_decay": 0.0, "lr_scale": LOG_VARIANCE_RATE / learning_rate})
     return torch.optim.AdamW(groups, lr=learning_rate, fused=trainable[0].device.type != "xla")
 
 
