@@ -116,6 +116,6 @@ def part_of(name: str) -> str:
 
     ALBERT's layers share their parameters in groups, which are counted here in their place.
     """
-    if layer := re.search(r"\.(?:layers?|albert_layer_groups)\.(\d+)\.", name):
+    if layer := re.search(r"(?:^|\.)(?:layers?|albert_layer_groups)\.(\d+)\.", name):
         return f"layer_{layer[1]}"
     return "embeddings" if "embedding" in name else OTHER
