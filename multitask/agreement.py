@@ -4,14 +4,19 @@ Positive where a step for one task is one for the other as well, negative where 
 arXiv:2001.06782; Du et al. 2018, arXiv:1812.02224).
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from .model import MultitaskModel
+
+OTHER = "other"
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class Agreement:
@@ -24,10 +29,15 @@ class Agreement:
     4 bytes * shared parameters * (tasks + 1).
 
     Args:
-        model: what is trained; not in a wrapper that shards it.
+        model: what is trained.
+        accelerator: whose processes share the step.
+        every: steps between two measurements; 0 for none, None for ten over the run.
+        max_steps: of the run.
     """
 
-    def __init__(self, model: MultitaskModel):
+    def __init__(self, model: MultitaskModel, accelerator: Accelerator, every: int | None, max_steps: int):
+        self.accelerator = accelerator
+        self.every = math.ceil(max_steps / 10) if every is None else every
         self.own = {task: [p for p in model.head_parameters(task) if p.requires_grad] for task in model.tasks}
         of_one_task = {p for parameters in self.own.values() for p in parameters}
         parts: dict[str, list[nn.Parameter]] = {}
@@ -37,16 +47,25 @@ class Agreement:
         self.shared = [p for parameters in parts.values() for p in parameters]
         self.sizes = [p.numel() for p in self.shared]
         self.part_sizes = {part: sum(p.numel() for p in parameters) for part, parameters in parts.items()}
+        is_sharded = accelerator.distributed_type in SHARDED
+        self.is_possible = bool(self.shared) and len(self.own) > 1 and not is_sharded
+        if every and not self.is_possible:
+            why = "processes hold parts of the model" if is_sharded else "no two tasks train the same parameters"
+            accelerator.print(f"note: training.agreement_steps has no effect: {why}")
         self.rows: Tensor | None = None  # of each task the gradient of the shared parameters, those of a part together
         self.own_rows: list[Tensor] = []
 
-    def backward(self, terms: Sequence[Tensor], scaler: torch.amp.GradScaler | None = None) -> None:
+    def is_due(self, step: int) -> bool:
+        """Whether a step is one that is measured: step `every`, twice `every`…, so a resumed run measures the same."""
+        return self.is_possible and self.every > 0 and step % self.every == 0
+
+    def backward(self, terms: Sequence[Tensor]) -> None:
         """The backward pass of a pass of this process; gradients are not exchanged yet.
 
         Args:
             terms: what each task adds to the loss, in the tasks' order; no two depend on the same activations.
-            scaler: of the loss, with float16.
         """
+        scaler = self.accelerator.scaler  # with float16
         if self.rows is None:
             self.rows = torch.zeros(len(terms), sum(self.sizes), device=terms[0].device)
             self.own_rows = [self.rows.new_zeros(sum(p.numel() for p in own)) for own in self.own.values()]
@@ -58,11 +77,10 @@ class Agreement:
                 if gradient is not None:  # the task has no row in this pass
                     place += gradient.flatten()
 
-    def finish(self, reduce: Callable[[Tensor], Tensor], examples: Mapping[str, int]) -> dict[str, float]:
+    def finish(self, examples: Mapping[str, int]) -> dict[str, float]:
         """Leaves in each parameter's `grad` what the step's ordinary backward passes would have left there.
 
         Args:
-            reduce: sums a tensor over the processes.
             examples: of each task in the step, over all processes.
 
         Returns:
@@ -70,10 +88,10 @@ class Agreement:
         """
         assert self.rows is not None
         for row in self.rows:
-            row.copy_(reduce(row))
+            row.copy_(self.accelerator.reduce(row))
         _set_gradients(self.shared, self.rows.sum(dim=0))
         for own, own_row in zip(self.own.values(), self.own_rows, strict=True):
-            _set_gradients(own, reduce(own_row))
+            _set_gradients(own, self.accelerator.reduce(own_row))
         parts = zip(self.part_sizes, self.rows.split(list(self.part_sizes.values()), dim=1), strict=True)
         products = {part: (columns @ columns.T).double().cpu() for part, columns in parts}
         self.rows, self.own_rows = None, []
@@ -106,9 +124,6 @@ def cosines(products: Mapping[str, Tensor], examples: Mapping[str, int]) -> dict
             if examples[task_a] and examples[task_b] and abs(value) <= 1.001 and part != OTHER:
                 values[f"agreement/{part}/{task_a}/{task_b}".replace("//", "/")] = min(1.0, max(-1.0, value))
     return values
-
-
-OTHER = "other"
 
 
 def part_of(name: str) -> str:

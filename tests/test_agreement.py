@@ -5,6 +5,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ENCODER_CONFIGS, TASKS, batch_of
 
 from multitask.adapters import add_adapters
@@ -18,9 +19,10 @@ PAIRS = list(combinations(TASKS, 2))
 FACTORS = (0.5, 2.0, 3.0)  # of the tasks' losses
 
 
-def same(tensor):
-    """What one process reduces to."""
-    return tensor.clone()
+def agreement_of(model, scaler=None):
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = scaler
+    return Agreement(model, accelerator, 1, 6)
 
 
 def terms_of(model, tasks, batches):
@@ -53,9 +55,9 @@ def assert_gradients(model, expected):
 def test_the_matrix_is_the_one_computed_by_hand(make):
     model, tasks, tokenizer = make("bert", dropout=0.0)
     batches = batch_of(tasks, tokenizer)
-    agreement = Agreement(model)
+    agreement = agreement_of(model)
     agreement.backward(terms_of(model, tasks, batches))
-    values = agreement.finish(same, EXAMPLES)
+    values = agreement.finish(EXAMPLES)
 
     encoder = [name for name, _ in model.named_parameters() if name.startswith("encoder.")]
     parts = {
@@ -88,11 +90,11 @@ def test_the_gradients_are_those_of_an_ordinary_step(make, family, scope):
         sum(terms_of(model, tasks, batches)).backward()
     expected = gradients_of(model)
     model.zero_grad()
-    agreement = Agreement(model)
+    agreement = agreement_of(model)
     for batches in passes:
         agreement.backward(terms_of(model, tasks, batches))
     assert gradients_of(model) == {}
-    values = agreement.finish(same, EXAMPLES)
+    values = agreement.finish(EXAMPLES)
     assert_gradients(model, expected)
     layers = {name.split("/")[1] for name in values if name.count("/") == 3}
     embeddings = {"embeddings"} if scope is None or family in ("albert", "electra") else set()
@@ -106,13 +108,13 @@ def test_with_activations_computed_again(make, scope):
     if scope:
         add_adapters(model, 4, 16.0, scope=scope)
     batches = batch_of(tasks, tokenizer)
-    agreement = Agreement(model)
+    agreement = agreement_of(model)
     agreement.backward(terms_of(model, tasks, batches))
-    kept = agreement.finish(same, EXAMPLES)
+    kept = agreement.finish(EXAMPLES)
     expected = gradients_of(model)
     checkpoint_gradients(model.train())
     agreement.backward(terms_of(model, tasks, batches))
-    assert agreement.finish(same, EXAMPLES) == pytest.approx(kept, abs=1e-5)
+    assert agreement.finish(EXAMPLES) == pytest.approx(kept, abs=1e-5)
     assert_gradients(model, expected)
 
 
@@ -120,16 +122,16 @@ def test_in_bfloat16_with_a_scaled_loss(make):
     """Autocast keeps the weights that it has cast, so the tasks' graphs meet there."""
     model, tasks, tokenizer = make("bert", dropout=0.0)
     batches = batch_of(tasks, tokenizer)
-    agreement = Agreement(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    agreement = agreement_of(model, scaler)
     with torch.autocast("cpu", torch.bfloat16):
         scaler.scale(sum(terms_of(model, tasks, batches))).backward()
         expected = gradients_of(model)
         model.zero_grad()
-        agreement.backward(terms_of(model, tasks, batches), scaler)
+        agreement.backward(terms_of(model, tasks, batches))
         encoder = [name for name, _ in model.named_parameters() if name.startswith("encoder.")]
         cosines_by_hand = by_hand(model, tasks, batches, encoder)
-    values = agreement.finish(same, EXAMPLES)
+    values = agreement.finish(EXAMPLES)
     found = gradients_of(model)
     assert found.keys() == expected.keys()
     flat, expected_flat = (torch.cat([g[name].flatten() for name in expected]) for g in (found, expected))
@@ -138,14 +140,35 @@ def test_in_bfloat16_with_a_scaled_loss(make):
     assert [values[f"agreement/{a}/{b}"] for a, b in PAIRS] == pytest.approx(cosines_by_hand, abs=1e-3)
 
 
-def test_adapters_of_their_own_leave_nothing_to_compare(make):
-    model, _, _ = make("bert")
-    add_adapters(model, 4, 16.0, scope="per_task")
-    assert Agreement(model).shared == []
-    model, _, _ = make("bert")
+def test_nothing_to_compare(make, capsys):
+    model = make("bert")[0]
     add_adapters(model, 4, 16.0, scope="both")
     shared = set(model.adapter_parameters("_shared"))
-    assert set(Agreement(model).shared) == shared and len(shared) == 24
+    assert set(agreement_of(model).shared) == shared and len(shared) == 24
+    assert capsys.readouterr().out == ""
+    model = make("bert")[0]
+    add_adapters(model, 4, 16.0, scope="per_task")
+    frozen = make("bert")[0]
+    frozen.encoder.requires_grad_(False)
+    for alone in (model, frozen, make("bert", names=["animal"])[0]):
+        agreement = agreement_of(alone)
+        said = "note: training.agreement_steps has no effect: no two tasks train the same parameters\n"
+        assert capsys.readouterr().out == said
+        assert not any(agreement.is_due(step) for step in range(1, 7))
+        Agreement(alone, Accelerator(cpu=True), None, 6)  # silent, as nobody asked for it
+        assert capsys.readouterr().out == ""
+
+
+def test_when_it_is_due(make):
+    def due(every, max_steps):
+        agreement = Agreement(model, Accelerator(cpu=True), every, max_steps)
+        return [step for step in range(1, max_steps + 1) if agreement.is_due(step)]
+
+    model = make("bert")[0]
+    assert due(None, 200) == list(range(20, 201, 20))
+    assert due(None, 6) == [1, 2, 3, 4, 5, 6]
+    assert due(None, 25) == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert due(0, 200) == [] and due(150, 200) == [150]
 
 
 def test_what_has_no_cosine():

@@ -6,11 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import MORE_TASKS, TASKS
+from conftest import MORE_TASKS, TASKS, read_jsonl
+from safetensors.torch import load_file
+from test_resume import assert_same_run, run  # noqa: F401
+from test_script import assert_same_curve, assert_same_weight, weights
 from torch.nn import functional as F
 
+import run_multitask
 from multitask.balancing import Famo, LossBalancing, Static, Uncertainty, build_balancing
+from multitask.checkpoint import checkpoints_in, read_state
+from multitask.command import read_command
 from multitask.model import MultitaskModel
+from multitask.modes import OTHER_MODES
 from multitask.optim import LOG_VARIANCE_RATE, build_optimizer
 
 WEIGHTS = {"a": 1.0, "b": 1.0}
@@ -241,3 +248,107 @@ def test_methods_by_name(make):
     assert made == {"static": Static, "famo": Famo}
     balancing = build_balancing("uncertainty", model, tasks, 6, never)
     assert isinstance(balancing, Uncertainty) and balancing.scales == {"similar": 0.5, "animal": 1.0, "choice": 1.0}
+
+
+# -- what a step promises, with each method and with measuring whether the tasks agree ----------------------------------
+
+METHODS = ("size_of_label_space", "uncertainty", "famo")
+# One task is absent in some steps, has several passes in others; the agreement is measured in every second step.
+UNEVEN = {"sampling": "weights", "weights": {"similar": 0.06, "animal": 0.34, "choice": 0.6}}
+OPTIONS = ["--training.batch_size", "11", "--training.max_steps", "8", "--training.agreement_steps", "2"]
+
+
+def logged(folder, kind):
+    """The lines of metrics.jsonl that have values of a kind, with these alone."""
+    lines = read_jsonl(folder / "metrics.jsonl")
+    found = [{k: v for k, v in line.items() if kind in k or k == "step"} for line in lines]
+    return [line for line in found if len(line) > 1]
+
+
+def assert_same_numbers(one, other):
+    assert_same_curve(one, other)
+    for kind in ("agreement/", "/loss_weight"):
+        for first, second in zip(logged(one, kind), logged(other, kind), strict=True):
+            assert first == pytest.approx(second, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["static", "uncertainty", "famo"])  # size_of_label_space is static with factors
+def test_passes_and_processes_make_no_difference(mixture_config, write_config, train, program, tmp_path, method):
+    mixture_config["mixture"] = UNEVEN
+    options = [*OPTIONS, "--training.loss_balancing", method]
+    one = train(*options)
+    several = train(
+        *options, "--training.max_tokens_per_pass", "90", "--training.output_dir", str(tmp_path / "several")
+    )
+    two = tmp_path / "two"
+    config = ["--config", write_config(mixture_config), "--training.output_dir", str(two)]
+    done = program(*config, *options, "--training.max_tokens_per_pass", "150", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert_same_numbers(one, several)
+    assert_same_numbers(one, two)
+    after, after_two = weights(one), weights(two)
+    for name in after:
+        assert_same_weight(name, after[name], after_two[name])
+
+    agreed = logged(one, "agreement/")
+    assert [line["step"] for line in agreed] == [2, 4, 6, 8]
+    similar = [line["train/similar/examples"] for line in logged(one, "/examples")]
+    there = [step for step in (2, 4, 6, 8) if similar[step - 1] > similar[step - 2]]
+    assert 0 < len(there) < 4
+    assert [line["step"] for line in agreed if "agreement/similar/choice" in line] == there
+    assert all("agreement/layer_1/animal/choice" in line for line in agreed)
+    counted = logged(one, "/loss_weight")
+    assert len({line["train/choice/loss_weight"] for line in counted}) == (0 if method == "static" else 8)
+
+
+@pytest.mark.parametrize("method", ["static", *METHODS])
+def test_stopped_and_resumed_is_never_stopped(run, mixture_config, tmp_path, method):  # noqa: F811
+    mixture_config["mixture"] = UNEVEN
+    options = ["--training.loss_balancing", method, "--training.agreement_steps", "2"]
+    options += ["--training.max_tokens_per_pass", "150"]
+    assert run("whole", *options) == 0
+    assert run("parts", *options, stop_at=3) == 143
+    assert run("parts", *options, stop_at=3) == 143
+    assert run("parts", *options) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    states = [read_state(checkpoints_in(tmp_path / name)[0])["balancing"] for name in ("whole", "parts")]
+    assert states[0] == states[1] and bool(states[0]) == (method == "famo")
+
+
+def test_measuring_changes_a_run_by_rounding_alone(train, tmp_path):
+    measured = train("--training.agreement_steps", "1")
+    assert_same_curve(measured, train("--training.output_dir", str(tmp_path / "not")))
+    assert len(logged(measured, "agreement/")) == 6 and logged(tmp_path / "not", "agreement/") == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_balancing_makes_another_run(train, tmp_path, method):
+    static = train("--training.max_steps", "3")
+    other = train(
+        "--training.max_steps", "3", "--training.loss_balancing", method, "--training.output_dir", str(tmp_path / "b")
+    )
+    first, second = weights(static), weights(other)
+    head = [name for name in first if name.startswith("animal.classifier")]
+    assert len(head) == 2 and not any(torch.equal(first[name], second[name]) for name in head)
+
+
+def test_uncertainty_is_in_the_checkpoint_and_not_in_the_exports(train, tmp_path):
+    """Also evaluated and exported again from there; an idle task's variance stays where it began."""
+    sampling = ["--mixture.sampling", "weights", "--mixture.weights", "{similar: 1, animal: 0, choice: 1}"]
+    folder = train("--training.loss_balancing", "uncertainty", *sampling)
+    checkpoint = checkpoints_in(folder)[0]
+    learned = {
+        name: tensor.item()
+        for name, tensor in load_file(checkpoint / "model.safetensors").items()
+        if "variance" in name
+    }
+    assert list(learned) == [f"log_variances.{task}.0" for task in sorted(TASKS)]
+    assert learned["log_variances.animal.0"] == 0 != learned["log_variances.similar.0"]
+    assert not any("variance" in name for name in weights(folder))
+    for mode, output in (("evaluate", "numbers.json"), ("export", "models")):
+        arguments = ["--mode", mode, "--checkpoint", str(folder), "--output", str(tmp_path / output)]
+        OTHER_MODES[mode](read_command(arguments), run_multitask.Accelerator(cpu=True))
+    assert json.loads((tmp_path / "numbers.json").read_text()) == json.loads((folder / "metrics.json").read_text())
+    for task in TASKS:
+        name = f"{task}/model.safetensors"
+        assert (tmp_path / "models" / name).read_bytes() == (folder / "export" / name).read_bytes()
