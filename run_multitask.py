@@ -98,8 +98,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         add_adapters(
             plain_model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.scope, start, training.seed
         )
-    if training.loss_balancing == "uncertainty":
-        plain_model.add_log_variances()
+    balancing = build_balancing(training.loss_balancing, plain_model, tasks, training.batch_size, accelerator.reduce)
     if training.gradient_checkpointing:
         checkpoint_gradients(plain_model)
     accelerator.print(tasks_table(tasks, shares, training.batch_size, max_steps), end="\n\n")
@@ -137,7 +136,6 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         training.lr_scheduler_type, training.learning_rate, training.warmup_ratio, max_steps
     )
     heads = {task.name: plain_model.head_parameters(task.name) for task in tasks}
-    balancing = build_balancing(training.loss_balancing, plain_model, tasks, training.batch_size, accelerator.reduce)
     balancing.load_state(state.get("balancing", {}))
     agreement = Agreement(plain_model, accelerator, training.agreement_steps, max_steps)
 
@@ -153,6 +151,13 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
     )
+
+    def pass_losses(step: int, batch: Step, index: int) -> dict[str, torch.Tensor]:
+        """Each task's sum of losses over the examples of one pass of this process."""
+        torch.manual_seed(key_of(training.seed, step, accelerator.process_index, index))
+        part = send_to_device(batch.passes[index], accelerator.device, non_blocking=True)
+        logits = model({name: of_task["inputs"] for name, of_task in part.items()})
+        return {t.name: example_losses(t.type, logits[t.name], part[t.name]["labels"]).sum() for t in tasks}
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -215,19 +220,6 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             return 1
         return 128 + (stop_signal() or signal.SIGTERM)
 
-    # -- losses: each task's sum over its examples, in one pass of this process and in the step of all ----------------
-
-    def pass_losses(step: int, batch: Step, index: int) -> dict[str, torch.Tensor]:
-        torch.manual_seed(key_of(training.seed, step, accelerator.process_index, index))
-        part = send_to_device(batch.passes[index], accelerator.device, non_blocking=True)
-        logits = model({name: of_task["inputs"] for name, of_task in part.items()})
-        return {t.name: example_losses(t.type, logits[t.name], part[t.name]["labels"]).sum() for t in tasks}
-
-    @torch.no_grad()
-    def step_losses(step: int, batch: Step) -> torch.Tensor:
-        passes = [torch.stack(list(pass_losses(step, batch, i).values())) for i in range(len(batch.passes))]
-        return accelerator.reduce(torch.stack(passes).sum(dim=0))
-
     # -- the loop: batch -> losses -> backward -> update -> log / evaluate --------------------------------------------
 
     model.train()
@@ -247,8 +239,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     for step, batch in enumerate(loader, start=state["step"] + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step - 1) * group["lr_scale"]
-        measure = partial(step_losses, step, batch)
-        balancing.begin(batch.examples, len(batch.passes), measure)
+        balancing.begin(batch.examples, len(batch.passes), partial(pass_losses, step, batch))
 
         # The loss is a sum over examples divided by the batch size, so how they are spread over passes and devices
         # makes no difference. Gradients are exchanged in the last pass, where they are averaged over the processes.
@@ -281,7 +272,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             raise FloatingPointError(f"step {step}: the gradient is {grad_norm}; this step was not applied")
         optimizer.step()
         optimizer.zero_grad()
-        balancing.end(measure)
+        balancing.end()
 
         step_loss = sum(task.weight * of_task[task.name] for task in tasks) / training.batch_size
         window.add(batch, step_loss, of_task, time.perf_counter() - started)

@@ -32,14 +32,16 @@ class LossBalancing:
         self.weights, self.batch_size = dict(weights), batch_size
         self.factors = dict(factors or dict.fromkeys(weights, 1.0))
 
-    def begin(self, examples: Mapping[str, int], num_passes: int, measure: Callable[[], Tensor]) -> None:
+    def begin(
+        self, examples: Mapping[str, int], num_passes: int, pass_losses: Callable[[int], Mapping[str, Tensor]]
+    ) -> None:
         """Before the passes of a step.
 
         Args:
             examples: of each task in the step, over all processes.
             num_passes: on every process.
-            measure: computes, without gradients, each task's sum of losses in the step, over all passes and
-                processes, shape (tasks,), with the dropout of the step; it costs a forward of the step.
+            pass_losses: number of a pass -> each task's sum of example losses in that pass of this process, by the
+                weights of the moment and with the dropout of that pass.
         """
 
     def terms(self, sums: Mapping[str, Tensor], rows: Mapping[str, int]) -> list[Tensor]:
@@ -54,8 +56,8 @@ class LossBalancing:
         """
         return [self.weights[task] * self.factors[task] * total / self.batch_size for task, total in sums.items()]
 
-    def end(self, measure: Callable[[], Tensor]) -> None:
-        """After the update; `measure` as for `begin`, now with the weights that the update made."""
+    def end(self) -> None:
+        """After the update."""
 
     def values(self) -> dict[str, float]:
         """What the loss of each example of a task counts, for the log; nothing if it is what was configured."""
@@ -145,20 +147,28 @@ class Famo(LossBalancing):
         self.reduce, self.rate, self.decay = reduce, rate, decay
         self.logits, self.mean, self.square, self.updates = (np.zeros(len(self.weights)) for _ in range(4))
 
-    def begin(self, examples: Mapping[str, int], num_passes: int, measure: Callable[[], Tensor]) -> None:
+    def begin(
+        self, examples: Mapping[str, int], num_passes: int, pass_losses: Callable[[int], Mapping[str, Tensor]]
+    ) -> None:
         self.examples = np.array([examples[task] for task in self.weights])
         self.present = self.examples > 0
-        self.is_weighed = False
+        self.num_passes, self.pass_losses = num_passes, pass_losses
         if num_passes > 1:
-            self._weigh(measure())
+            self._weigh(self._measure())
+
+    @torch.no_grad()
+    def _measure(self) -> Tensor:
+        """Each task's sum of losses in the step, shape (tasks,)."""
+        passes = [torch.stack(list(self.pass_losses(index).values())) for index in range(self.num_passes)]
+        return self.reduce(torch.stack(passes).sum(dim=0))
 
     def terms(self, sums: Mapping[str, Tensor], rows: Mapping[str, int]) -> list[Tensor]:
-        if not self.is_weighed:  # the only pass, whose losses are those of the step
+        if self.num_passes == 1:  # whose losses are those of the step
             self._weigh(self.reduce(torch.stack(list(sums.values())).detach()))
         return super().terms(sums, rows)
 
     def _weigh(self, sums: Tensor) -> None:
-        self.is_weighed, self.losses = True, self._means(sums)
+        self.losses = self._means(sums)
         exponentials = np.exp(self.logits[self.present] - self.logits[self.present].max())
         self.shares = exponentials / exponentials.sum()
         weights = self.shares / self.losses
@@ -170,8 +180,8 @@ class Famo(LossBalancing):
         """Mean losses of the tasks that are present."""
         return sums.double().cpu().numpy()[self.present] / self.examples[self.present] + self.epsilon
 
-    def end(self, measure: Callable[[], Tensor]) -> None:
-        fallen = np.log(self.losses) - np.log(self._means(measure()))
+    def end(self) -> None:
+        fallen = np.log(self.losses) - np.log(self._means(self._measure()))
         if not np.isfinite(fallen).all():  # the next step finds out and says so
             return
         fallen[abs(fallen) < self.rounding] = 0  # Adam would make a whole step of it
@@ -202,8 +212,8 @@ def build_balancing(
     """The balancing of a run by its name in the configuration.
 
     Args:
-        method: `static`, `size_of_label_space`, `uncertainty` (of a model with log variances) or `famo`.
-        model: the one that is trained.
+        method: `static`, `size_of_label_space`, `uncertainty` or `famo`.
+        model: the one that is trained; with `uncertainty` it gets what is learned for it.
         tasks: in the configuration's order.
         batch_size: examples in a step.
         reduce: sums a tensor over the processes.
@@ -212,6 +222,7 @@ def build_balancing(
     if method == "size_of_label_space":
         return LossBalancing(weights, batch_size, {task.name: 1 / log_label_space(task) for task in tasks})
     if method == "uncertainty":
+        model.add_log_variances()
         regressions = {task.name for task in tasks if task.type.name == "regression"}
         return Uncertainty(weights, batch_size, model, regressions)
     return Famo(weights, batch_size, reduce) if method == "famo" else Static(weights, batch_size)
