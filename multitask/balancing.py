@@ -54,7 +54,8 @@ class LossBalancing:
         Returns:
             A scalar for each task.
         """
-        return [self.weights[task] * self.factors[task] * total / self.batch_size for task, total in sums.items()]
+        factors = {task: self.weights[task] * self.factors.get(task, 0.0) for task in sums}
+        return [factors[task] * total / self.batch_size for task, total in sums.items()]
 
     def end(self) -> None:
         """After the update."""
@@ -172,9 +173,9 @@ class Famo(LossBalancing):
         exponentials = np.exp(self.logits[self.present] - self.logits[self.present].max())
         self.shares = exponentials / exponentials.sum()
         weights = self.shares / self.losses
-        factors = np.zeros(len(self.weights))
-        factors[self.present] = weights / weights.sum() * self.batch_size / self.examples[self.present]
-        self.factors = dict(zip(self.weights, factors.tolist(), strict=True))
+        factors = weights / weights.sum() * self.batch_size / self.examples[self.present]
+        present = [task for task, is_present in zip(self.weights, self.present, strict=True) if is_present]
+        self.factors = dict(zip(present, factors.tolist(), strict=True))
 
     def _means(self, sums: Tensor) -> np.ndarray:
         """Mean losses of the tasks that are present."""

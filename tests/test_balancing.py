@@ -212,6 +212,7 @@ def test_famo_leaves_an_idle_task_alone():
     z = np.exp([0.3, -0.2]) / np.exp([0.3, -0.2]).sum()  # among those that are there
     q = z / [2.0, 0.5] / (z / [2.0, 0.5]).sum()
     assert [term.item() for term in terms] == pytest.approx([q[0] * 2.0, 0.0, 2 * q[1] * 0.5])
+    assert set(famo.values()) == {"train/a/loss_weight", "train/b/loss_weight"}
     famo.end()
     state = famo.state()
     assert [state[name][1] for name in ("logits", "mean", "square", "updates")] == [0.9, 0.2, 0.5, 2]
