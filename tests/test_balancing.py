@@ -306,6 +306,20 @@ def test_passes_and_processes_make_no_difference(mixture_config, write_config, t
     assert len({line["train/choice/loss_weight"] for line in counted}) == (0 if method == "static" else 8)
 
 
+def test_two_processes_in_bfloat16(mixture_config, write_config, program, tmp_path):
+    config = ["--config", write_config(mixture_config), *OPTIONS, "--training.max_steps", "3"]
+    config += ["--training.loss_balancing", "famo", "--training.max_tokens_per_pass", "200"]
+    for processes in (1, 2):
+        folder = ["--training.output_dir", str(tmp_path / f"{processes}")]
+        done = program(*config, *folder, processes=processes, ACCELERATE_MIXED_PRECISION="bf16")
+        assert done.returncode == 0, done.stderr
+    for kind, number in (("agreement/", 12), ("/loss_weight", 3)):
+        for one, two in zip(logged(tmp_path / "1", kind), logged(tmp_path / "2", kind), strict=True):
+            # Rounded to 2^-9 = 0.002 in each process; embeddings, and choices that are alike, are small differences.
+            assert len(one) == number + 1 and one == pytest.approx(two, abs=0.03)
+    assert [line["step"] for line in logged(tmp_path / "2", "agreement/")] == [2]
+
+
 @pytest.mark.parametrize("method", ["static", *METHODS])
 def test_stopped_and_resumed_is_never_stopped(run, mixture_config, tmp_path, method):  # noqa: F811
     mixture_config["mixture"] = UNEVEN
