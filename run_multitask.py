@@ -30,8 +30,10 @@ from accelerate import Accelerator
 from accelerate.utils import is_torch_xla_available, send_to_device
 
 from multitask.adapters import add_adapters
+from multitask.agreement import Agreement
 from multitask.background import Background
-from multitask.batches import StepDataset, StepLoader
+from multitask.balancing import build_balancing
+from multitask.batches import Step, StepDataset, StepLoader
 from multitask.building import build_model, load_tokenizer
 from multitask.checkpoint import Snapshot, take_snapshot, write_checkpoint
 from multitask.command import Command, read_command
@@ -99,6 +101,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         add_adapters(
             plain_model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.scope, start, training.seed
         )
+    balancing = build_balancing(training.loss_balancing, plain_model, tasks, training.batch_size, accelerator.reduce)
     if training.gradient_checkpointing:
         checkpoint_gradients(plain_model)
     accelerator.print(plan(tasks, plain_model, mixture, max_steps, training.max_tokens_per_pass))
@@ -125,7 +128,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     learning_rate = learning_rate_schedule(
         training.lr_scheduler_type, training.learning_rate, training.warmup_ratio, max_steps
     )
-    weights = torch.tensor([task.weight for task in tasks], device=accelerator.device)
+    balancing.load_state(state.get("balancing", {}))
+    agreement = Agreement(plain_model, accelerator, training.agreement_steps, max_steps)
 
     # -- batches, prepared in the background --------------------------------------------------------------------------
 
@@ -139,6 +143,13 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
     )
+
+    def pass_losses(step: int, batch: Step, index: int) -> dict[str, torch.Tensor]:
+        """Each task's sum of losses over the examples of one pass of this process."""
+        torch.manual_seed(key_of(training.seed, step, accelerator.process_index, index))
+        part = send_to_device(batch.passes[index], accelerator.device, non_blocking=True)
+        logits = model({name: of_task["inputs"] for name, of_task in part.items()})
+        return {t.name: example_losses(t.type, logits[t.name], part[t.name]["labels"]).sum() for t in tasks}
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -186,6 +197,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             "results": results,
             "average": average(results) if results else None,
             **history.state(),
+            "balancing": balancing.state(),
             "window": dataclasses.asdict(window),
             "scaler": accelerator.scaler and accelerator.scaler.state_dict(),
         }
@@ -228,27 +240,31 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     for step, batch in steps:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step - 1) * group["scale"]
+        balancing.begin(batch.examples, len(batch.passes), partial(pass_losses, step, batch))
 
         # The loss is a sum over examples divided by the batch size, so how they are spread over passes and devices
-        # makes no difference. Gradients are exchanged in the last pass, where they are averaged over the processes.
+        # makes no difference. Gradients are exchanged in the last pass, where they are averaged over the processes, or
+        # after all of them where the tasks' agreement is measured.
         task_losses = torch.zeros(len(tasks), device=accelerator.device)
         for index, part in enumerate(batch.passes):
-            torch.manual_seed(key_of(training.seed, step, accelerator.process_index, index))
-            part = send_to_device(part, accelerator.device, non_blocking=True)
             is_last = index == len(batch.passes) - 1
-            with nullcontext() if is_last else accelerator.no_sync(model):
-                logits = model({name: of_task["inputs"] for name, of_task in part.items()})
-                sums = torch.stack(
-                    [example_losses(task.type, logits[task.name], part[task.name]["labels"]).sum() for task in tasks]
-                )
-                loss = (weights * sums).sum() / training.batch_size
-                accelerator.backward(loss * accelerator.num_processes)
-            task_losses += sums.detach()
+            with nullcontext() if is_last and not agreement.is_due(step) else accelerator.no_sync(model):
+                sums = pass_losses(step, batch, index)
+                terms = balancing.terms(sums, {name: len(of_task["labels"]) for name, of_task in part.items()})
+                if agreement.is_due(step):
+                    agreement.backward(terms)
+                else:
+                    accelerator.backward(sum(terms) * accelerator.num_processes)
+            task_losses += torch.stack(list(sums.values())).detach()
 
         # What all processes must know travels together: the losses, and whether one has been sent a signal.
         *losses, ends = accelerator.reduce(torch.cat([task_losses, task_losses.new_tensor([stop_signal()])])).tolist()
         of_task = dict(zip(sizes, losses, strict=True))
         check_losses(step, {task.name: task.weight * of_task[task.name] for task in tasks}, learning_rate(step - 1))
+        if agreement.is_due(step):
+            agreed = agreement.finish(batch.examples)
+            if accelerator.is_main_process:
+                log(step, agreed)
         for name, parameters in heads.items():
             if not batch.examples[name]:  # no gradient at all, so that weight decay and momentum leave it alone
                 for parameter in parameters:
@@ -258,6 +274,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             raise FloatingPointError(f"step {step}: the gradient is {grad_norm}; this step was not applied")
         optimizer.step()
         optimizer.zero_grad()
+        balancing.end()
 
         step_loss = sum(task.weight * of_task[task.name] for task in tasks) / training.batch_size
         window.add(batch, step_loss, of_task, time.perf_counter() - started)
@@ -266,6 +283,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             values = window.values() | {
                 "train/learning_rate": learning_rate(step),
                 "train/grad_norm": grad_norm,
+                **balancing.values(),
                 **{f"train/{name}/examples": steps.dataset.mixture.given(name, step) for name in sizes},
             }
             show(progress, values)

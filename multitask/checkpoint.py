@@ -186,6 +186,8 @@ def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[
         model.encoder.requires_grad_(False)
     if lora:
         add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.scope)
+    if config.training.loss_balancing == "uncertainty":
+        model.add_log_variances()
     try:
         load_trained_weights(model, load_file(folder / "model.safetensors"))
     except (OSError, ValueError, SafetensorError) as error:

@@ -33,7 +33,10 @@ def check_config(config: Config) -> None:
     positive += ["adapters.rank", "adapters.alpha"] if config.adapters else []
     of_task = ("weight", "max_train_examples", "max_eval_examples", "learning_rate", "patience")
     positive += [f"tasks.{t}.{key}" for t in tasks for key in of_task]
-    not_negative = [f"training.{key}" for key in ("seed", "weight_decay", "max_grad_norm", "dataloader_num_workers")]
+    not_negative = [
+        f"training.{key}"
+        for key in ("seed", "weight_decay", "max_grad_norm", "agreement_steps", "dataloader_num_workers")
+    ]
     values = flatten(dataclasses.asdict(config))
     for key in positive + not_negative:
         value = values[key]

@@ -157,6 +157,11 @@ class TrainingConfig:
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them: less memory,
             more time, the same numbers.
         max_grad_norm: Gradients are scaled down to this norm; 0 leaves them as they are.
+        loss_balancing: Factors on the tasks' losses besides their weights: none (static); one over the logarithm of
+            the number of classes (size_of_label_space); learned, by how noisy a task is (uncertainty); set after each
+            step so that all losses fall at the same rate (famo).
+        agreement_steps: Steps between two measurements of whether the tasks' gradients agree; null measures ten times
+            over the run, 0 never.
         logging_steps: Steps between two lines in metrics.jsonl.
         eval_steps: Steps between two evaluations; null evaluates at the end only.
         save_steps: Steps between two checkpoints; the last step is always saved, and with null alone.
@@ -182,6 +187,8 @@ class TrainingConfig:
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     gradient_checkpointing: bool = False
     max_grad_norm: float = 1.0
+    loss_balancing: Literal["static", "size_of_label_space", "uncertainty", "famo"] = "static"
+    agreement_steps: int | None = None
     logging_steps: int = 10
     eval_steps: int | None = None
     save_steps: int | None = 500

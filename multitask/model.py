@@ -25,6 +25,7 @@ class MultitaskModel(nn.Module):
         # First, so that the encoder's parameters carry one name that belongs to no task.
         self.encoder = nn.ModuleDict()
         self.tasks = nn.ModuleDict()
+        self.log_variances = nn.ModuleDict()  # one number for each task, where losses are balanced by uncertainty
         self.adapters: dict[str, list[str]] = {}  # names of the LoRA adapters that each task uses
         self.lora_layers: list[Any] = []  # the encoder's layers that hold them
 
@@ -40,6 +41,16 @@ class MultitaskModel(nn.Module):
             self.encoder[name] = child
             for model in self.tasks.values():
                 setattr(model.base_model, name, child)
+
+    def add_log_variances(self) -> None:
+        """Gives each task a number to learn, from 0: the logarithm of how its labels vary around what is predicted."""
+        for name in self.tasks:
+            self.log_variances[name] = nn.ParameterList([nn.Parameter(torch.zeros(1))])
+
+    def log_variance(self, task: str) -> nn.Parameter:
+        """That number of a task, shape (1,)."""
+        (parameter,) = self.log_variances[task].parameters()
+        return parameter
 
     def forward(self, batches: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Runs the encoder and a task's head on each task's batch.
@@ -94,7 +105,8 @@ class MultitaskModel(nn.Module):
     def head_parameters(self, task: str) -> list[nn.Parameter]:
         """The parameters that only `task` uses, those of its own adapter among them."""
         shared = set(self.encoder.parameters()) - set(self.adapter_parameters(task))
-        return [parameter for parameter in self.tasks[task].parameters() if parameter not in shared]
+        own = [parameter for parameter in self.tasks[task].parameters() if parameter not in shared]
+        return own + ([self.log_variance(task)] if task in self.log_variances else [])
 
 
 def _repeating(forward: Callable[..., Any]) -> Callable[..., Any]:

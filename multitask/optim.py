@@ -7,6 +7,10 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+# Peak of the schedule for log variances. They are not weights of a pretrained network: at its rate of some 1e-5 a step
+# they would stay where they begin, while what they should come to is the logarithm of a loss.
+LOG_VARIANCE_RATE = 0.01
+
 
 def build_optimizer(
     model: nn.Module,
@@ -25,7 +29,8 @@ def build_optimizer(
     Returns:
         The optimizer; `scale` of each of its groups is the factor between the schedule and the group's learning rate.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    log_variances = set(getattr(model, "log_variances", nn.Module()).parameters())
+    trainable = [p for p in model.parameters() if p.requires_grad and p not in log_variances]
     scales = {parameter: peak / learning_rate for parameters, peak in own_rates for parameter in parameters}
     groups = [
         {
@@ -36,6 +41,9 @@ def build_optimizer(
         for scale in dict.fromkeys([1.0, *scales.values()])
         for is_matrix in (True, False)
     ]
+    if log_variances:
+        of_tasks = [p for p in model.parameters() if p in log_variances]
+        groups.append({"params": of_tasks, "weight_decay": 0.0, "scale": LOG_VARIANCE_RATE / learning_rate})
     return torch.optim.AdamW(groups, lr=learning_rate, fused=trainable[0].device.type != "xla")
 
 

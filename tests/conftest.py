@@ -252,6 +252,7 @@ def mixture_config(encoders, task_files, tmp_path):
             "batch_size": 12,
             "learning_rate": 1e-3,
             "logging_steps": 1,
+            "agreement_steps": 0,
             "dataloader_num_workers": 0,
         },
     }

@@ -86,7 +86,7 @@ def test_the_set_of_options_is_what_it_was_meant_to_be():
     count = {
         f.name: len(dataclasses.fields(f.type)) for f in dataclasses.fields(config) if dataclasses.is_dataclass(f.type)
     }
-    assert count == {"model": 4, "training": 20, "mixture": 6, "checkpoints": 1}
+    assert count == {"model": 4, "training": 22, "mixture": 6, "checkpoints": 1}
     assert len(dataclasses.fields(TaskConfig)) == 17
     assert len(dataclasses.fields(AdapterConfig)) == 6
 
@@ -110,7 +110,7 @@ def test_flatten():
 # -- what a user may get wrong on the command line: (options, what is printed) -----------------------------------------
 
 OPTIONS = {
-    "--training.learning_rat 3": "--training.learning_rat: unknown key; did you mean 'learning_rate'? (valid: batch_size, dataloader_num_workers, eval_steps, gradient_checkpointing, learning_rate, load_best_model_at_end, logging_steps, lr_scheduler_type, max_grad_norm, max_steps, max_tokens_per_pass, metric_for_best_model, num_train_epochs, output_dir, resume_from_checkpoint, save_steps, save_total_limit, seed, warmup_ratio, weight_decay)",
+    "--training.learning_rat 3": "--training.learning_rat: unknown key; did you mean 'learning_rate'? (valid: agreement_steps, batch_size, dataloader_num_workers, eval_steps, gradient_checkpointing, learning_rate, load_best_model_at_end, logging_steps, loss_balancing, lr_scheduler_type, max_grad_norm, max_steps, max_tokens_per_pass, metric_for_best_model, num_train_epochs, output_dir, resume_from_checkpoint, save_steps, save_total_limit, seed, warmup_ratio, weight_decay)",
     "--training.learning_rate x": "--training.learning_rate: found 'x', expected float",
     "--training.learning_rate=-1": "training.learning_rate: -1.0 is not a positive number",
     "--training.learning_rate .nan": "training.learning_rate: nan is not a positive number",
@@ -136,6 +136,8 @@ OPTIONS = {
     "--training.max_steps 0": "training.max_steps: 0 is not a positive number",
     "--training.max_steps 1.5": "--training.max_steps: found 1.5, expected int | null",
     "--training.warmup_ratio 1": "training.warmup_ratio: 1.0 is not in the range 0 <= warmup_ratio < 1",
+    "--training.agreement_steps=-1": "training.agreement_steps: -1 is not a number from 0 up",
+    "--training.loss_balancing fano": "--training.loss_balancing: unknown value 'fano'; did you mean 'famo'? (valid: famo, size_of_label_space, static, uncertainty)",
     "--training.seed [1": "--training.seed: found '[1', expected int",
     "--training.output_dir=": "training.output_dir: empty; a run needs a folder of its own",
     "--tasks.animals.weight 2": "--tasks.animals: there is no such task; did you mean 'animal'? (tasks: animal, choice, similar)",
