@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,8 +47,9 @@ from multitask.model import checkpoint_gradients
 from multitask.modes import OTHER_MODES
 from multitask.optim import build_optimizer, check_losses, learning_rate_schedule
 from multitask.processes import from_main_process
+from multitask.recorder import Recorder
 from multitask.resume import fetch_missing, find_resumable, prune, restore, step_name
-from multitask.run_folder import NUMBERS, append_metrics, check_run_folder, open_run_folder, write_results
+from multitask.run_folder import NUMBERS, check_run_folder, open_run_folder, write_results
 from multitask.signals import Stopped, caught_signals, leave_signals_to_parent
 from multitask.summary import oddities, parameters_table, results_table, tasks_table
 from multitask.tasks import example_losses
@@ -62,7 +62,6 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     """Trains, evaluates, saves and exports; returns the exit status. `stop_signal` gives the number of one, or 0."""
     config, training = command.config, command.config.training
     folder = Path(training.output_dir)
-    log = partial(append_metrics, folder)
     check_run_folder(folder, config)
     if training.batch_size < accelerator.num_processes:
         raise UserError(
@@ -125,6 +124,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     plain_model.to(accelerator.device)
     plain_optimizer = build_optimizer(plain_model, training.learning_rate, training.weight_decay)
     state = restore(checkpoint, plain_model, plain_optimizer) if checkpoint else {"step": 0}
+    recorder = Recorder(folder, dataclasses.asdict(config), shares, state.get("run_id"), accelerator)
+    log = recorder.log
     model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
     if state.get("scaler"):
         accelerator.scaler.load_state_dict(state["scaler"])
@@ -160,7 +161,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     def logits_of(task, split):
         if ends_now():
             raise Stopped
-        return predict(plain_model, task.name, split, accelerator, pad, training.max_tokens_per_pass)
+        logits = predict(plain_model, task.name, split, accelerator, pad, training.max_tokens_per_pass)
+        recorder.look(task, logits, tokenizer)
+        return logits
 
     def evaluate_now(step: int) -> dict | None:
         progress.set_description("evaluating")
@@ -174,6 +177,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         if accelerator.is_main_process:
             log(step, evaluation_values(results))
             write_results(folder / "metrics.json", step, results, average(results))
+            recorder.evaluated(step)
         return results
 
     def save(step: int, results: dict | None) -> None:
@@ -184,6 +188,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             best.update(step=step, average=average(results))
         state = {
             "step": step,
+            "run_id": recorder.run_id,
             "command": command.line,
             "labels": {task.name: task.labels for task in tasks},
             "rows": num_rows,
@@ -285,6 +290,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     # -- what remains: a table, and one ordinary model per task -------------------------------------------------------
 
     accelerator.print(f"\n{results_table(results, tasks)}")
+    recorder.report()
     if accelerator.is_main_process:
         known = read_state(checkpoints_in(folder)[0])
         export_run(plain_model, tasks, tokenizer, config, known, folder / "export", not lora or lora.merge)
