@@ -282,6 +282,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             ends = results is None
         if ends or is_due(step, training.save_steps):
             save(step, results)
+        if results:
+            recorder.report()
         if ends:
             return end_at_signal(step)
         started = time.perf_counter()

@@ -47,7 +47,7 @@ class Recorder:
         self.run_id = run_id or uuid.uuid4().hex[:8]
         self.accelerator = accelerator
         self.seen: dict[str, dict[str, Any]] = {}
-        self.complained = False
+        self.reported, self.complained = 0, False
         tracking = config["tracking"]
         names = tracking["report_to"] if accelerator.is_main_process else []
         self.trackers = Trackers(
@@ -66,19 +66,20 @@ class Recorder:
             self.seen[task.name] = describe(task, logits, tokenizer)
 
     def evaluated(self, step: int) -> None:
-        """Writes what was taken since the last time, then the report."""
+        """Writes what was taken since the last time."""
         _replace(self.folder / "predictions.json", json.dumps({"step": step, "tasks": self.seen}))
         tables = {f"predictions/{name}": of_task["watched"] for name, of_task in self.seen.items()}
         with (self.folder / "watched.jsonl").open("a") as file:
             file.write(json.dumps({"step": step} | tables) + "\n")
         self.trackers.log(step, tables)
         self.seen = {}
-        self.report()
 
     def report(self) -> None:
-        """Writes report/index.html; the training goes on if that cannot be."""
-        if not self.accelerator.is_main_process:
+        """Writes report/index.html, if there is anything new; the training goes on if it cannot be written."""
+        numbers = self.folder / "metrics.jsonl"
+        if not self.accelerator.is_main_process or self.reported == numbers.stat().st_size:
             return
+        self.reported = numbers.stat().st_size
         from .report import describe_environment, page  # matplotlib takes a while to import
 
         path = self.folder / "report" / "index.html"

@@ -16,7 +16,7 @@ from .errors import UserError, first_line
 
 # Names of values that differ between machines and say nothing about what is learned.
 PLACES = ("data_root", "model_root")
-WANDB_TIMEOUT_SECONDS = 60
+WANDB_TIMEOUT_SECONDS = 30
 Tell = Callable[[str], None]
 Points = set[tuple[int, str]]  # (step, name) of what a service has
 
@@ -88,7 +88,7 @@ class Trackers:
                     self.started[name], self.known = _start_wandb(project, folder, run_id, config, tell)
                 else:
                     self.started[name] = _start(name, project, folder, run_id, config)
-        for step, values in history:
+        for step, values in history if self.started else ():
             self.log(step, values)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
@@ -184,12 +184,15 @@ def _start_wandb(
         if mode != "online":
             raise
         why = f"cannot be reached ({first_line(error)})"
+        wandb.teardown()  # lets go of the run
+        wandb.setup(quiet)
         tracker = start("offline")
     run = tracker.tracker
     if why:
-        tell(f"note: W&B {why}; the run is recorded offline, to be uploaded with: wandb sync {Path(run.dir).parent}")
+        here = folder / "wandb" / Path(run.dir).parent.name
+        tell(f"note: W&B {why}; the run is recorded offline, to be uploaded with: wandb sync {here}")
     for earlier in (folder / "wandb").glob("offline-run-*"):  # all of it is sent again
-        if earlier != Path(run.dir).parent:
+        if earlier.name != Path(run.dir).parent.name:
             shutil.rmtree(earlier, ignore_errors=True)
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")

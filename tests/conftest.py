@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import run_multitask  # noqa: E402
-from multitask import gcs_objects  # noqa: E402
+from multitask import gcs_objects, report  # noqa: E402
 from multitask.batches import collate  # noqa: E402
 from multitask.building import build_model, load_tokenizer  # noqa: E402
 from multitask.command import read_command  # noqa: E402
@@ -237,6 +237,13 @@ def batch_of(tasks, tokenizer, rows=range(6)):
     return {task.name: collate(task.train, list(rows), tokenizer.pad_token_id) for task in tasks}
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Pictures of a run take longer than most runs here; those of a test marked `pictures` are made."""
+    if "pictures" not in request.keywords:
+        monkeypatch.setattr(report, "page", lambda *_: "")
+
+
 @pytest.fixture
 def mixture_config(encoders, task_files, tmp_path):
     """A configuration of three tiny tasks as a dictionary; write it with `write_config`."""
@@ -253,6 +260,7 @@ def mixture_config(encoders, task_files, tmp_path):
             "logging_steps": 1,
             "dataloader_num_workers": 0,
         },
+        "tracking": {"report_to": []},
     }
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from multitask import charts
 from multitask.report import agreement, page, read_curves
 
+pytestmark = pytest.mark.pictures
 NASTY = "<script>alert('x')</script> & \"$x_1$\""
 
 
