@@ -17,12 +17,12 @@ What has been trained is evaluated again, asked, and exported again:
 
 import dataclasses
 import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,27 +31,27 @@ from accelerate.utils import is_torch_xla_available, send_to_device
 from torch.utils.data import DataLoader
 
 from multitask.adapters import add_adapters
+from multitask.background import Background
 from multitask.batches import StepDataset
 from multitask.building import build_model, load_tokenizer
-from multitask.checkpoint import checkpoints_in, read_state, save_checkpoint
+from multitask.checkpoint import Snapshot, take_snapshot, write_checkpoint
 from multitask.command import Command, read_command
 from multitask.config import to_yaml
 from multitask.data import load_tasks
-from multitask.errors import UserError
+from multitask.errors import UserError, mistakes_in_one_line
 from multitask.evaluation import average, evaluate_tasks, predict
 from multitask.export import export_run
-from multitask.gcs import check_access
 from multitask.hub import find_encoder
+from multitask.manifest import checkpoints_in, read_state
 from multitask.mixture import Mixture, key_of, sampling_shares
 from multitask.model import checkpoint_gradients
 from multitask.modes import OTHER_MODES
 from multitask.optim import build_optimizer, check_losses, learning_rate_schedule
-from multitask.processes import from_main_process
 from multitask.recorder import Recorder
-from multitask.resume import fetch_missing, find_resumable, prune, restore, step_name
-from multitask.run_folder import NUMBERS, check_run_folder, open_run_folder, write_results
+from multitask.resume import open_run, prune, restore, step_name
+from multitask.run_folder import NUMBERS, check_run_folder, write_results
 from multitask.signals import Stopped, caught_signals, leave_signals_to_parent
-from multitask.summary import oddities, parameters_table, results_table, tasks_table
+from multitask.summary import plan, results_table
 from multitask.tasks import example_losses
 from multitask.terminal import progress_bar, quiet_libraries, show
 from multitask.tracking import LogWindow, evaluation_values
@@ -97,30 +97,15 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         )
     if training.gradient_checkpointing:
         checkpoint_gradients(plain_model)
-    accelerator.print(tasks_table(tasks, shares, training.batch_size, max_steps), end="\n\n")
-    accelerator.print(parameters_table(plain_model), end="\n\n")
-    num_examples = {name: mixture.given(name, max_steps) for name in sizes}
-    for note in oddities(tasks, num_examples, training.max_tokens_per_pass):
-        accelerator.print(f"note: {note}")
+    accelerator.print(plan(tasks, plain_model, mixture, shares, max_steps, training.max_tokens_per_pass))
     if command.dry_run:
         accelerator.print(f"\n{to_yaml(config)}")
         return 0
+
+    # -- the state: what a checkpoint holds, or a beginning -----------------------------------------------------------
+
     num_rows = {task.name: task.num_rows() for task in tasks}
-    remote = config.checkpoints.remote
-
-    def open_run() -> Path | None:
-        if remote:
-            check_access(remote)
-        choice = training.resume_from_checkpoint
-        found = find_resumable(folder, choice, remote, config, num_rows, accelerator.print)
-        open_run_folder(folder, config, found)
-        return found
-
-    checkpoint = from_main_process(accelerator, open_run)
-    if checkpoint and accelerator.is_local_main_process:
-        fetch_missing(checkpoint, remote)
-    accelerator.wait_for_everyone()
-
+    checkpoint = open_run(folder, config, num_rows, accelerator)
     plain_model.to(accelerator.device)
     plain_optimizer = build_optimizer(plain_model, training.learning_rate, training.weight_decay)
     state = restore(checkpoint, plain_model, plain_optimizer) if checkpoint else {"step": 0}
@@ -184,6 +169,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         if not accelerator.is_main_process:
             return
         started = time.perf_counter()
+        background.wait()  # for the checkpoint before, or its error
         if results and average(results) > best["average"]:
             best.update(step=step, average=average(results))
         state = {
@@ -193,23 +179,29 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             "labels": {task.name: task.labels for task in tasks},
             "rows": num_rows,
             "results": results,
+            "average": average(results) if results else None,
             "best": best,
             "window": dataclasses.asdict(window),
             "scaler": accelerator.scaler and accelerator.scaler.state_dict(),
         }
         numbers = [folder / name for name in NUMBERS if (folder / name).exists()]
-        path = folder / "checkpoints" / step_name(step)
-        save_checkpoint(path, plain_model, plain_optimizer, tokenizer, to_yaml(config), state, numbers)
-        log(step, {"checkpoint/seconds": time.perf_counter() - started})
+        snapshot = take_snapshot(plain_model, plain_optimizer, tokenizer, to_yaml(config), state, numbers)
+        background.start(partial(write, folder / "checkpoints" / step_name(step), snapshot))
+        log(step, {"checkpoint/seconds": time.perf_counter() - started})  # that training waited
+        if uploads:
+            uploads.report(log)
+
+    def write(path: Path, snapshot: Snapshot) -> None:
+        write_checkpoint(path, snapshot)
         if uploads:
             uploads.submit(path)
-            uploads.report(log)
         prune(folder, training.save_total_limit, best["step"], uploads.busy() if uploads else set())
 
     def end_at_signal(step: int) -> int:
         progress.close()
+        background.wait()
         accelerator.print(f"stopped by a signal; step {step} of {max_steps} is saved in {folder / 'checkpoints'}")
-        if uploads and not finish_uploads(uploads, remote, [], accelerator.print, log):
+        if uploads and not finish_uploads(uploads, [], accelerator.print, log):
             return 1
         return 128 + (stop_signal() or signal.SIGTERM)
 
@@ -219,10 +211,10 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     window = LogWindow(**state.get("window", {}))
     progress = progress_bar(max_steps, state["step"], is_shown=accelerator.is_main_process)
     best = state.get("best", {"step": None, "average": -math.inf})
-    uploads = None
-    if remote and accelerator.is_main_process:
+    background, uploads = Background(), None
+    if config.checkpoints.remote and accelerator.is_main_process:
         kept = training.save_total_limit or 0  # -0 is the whole list
-        uploads = Uploader(remote, lambda steps: {*steps[-kept:], best["step"]}, progress.write)
+        uploads = Uploader(config.checkpoints.remote, lambda steps: {*steps[-kept:], best["step"]}, progress.write)
     results = state.get("results")
     if state["step"] and results is None and is_due(state["step"], training.eval_steps):
         if (results := evaluate_now(state["step"])) is None:
@@ -294,20 +286,19 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     accelerator.print(f"\n{results_table(results, tasks)}")
     recorder.report()
     if accelerator.is_main_process:
+        background.wait()
         known = read_state(checkpoints_in(folder)[0])
         export_run(plain_model, tasks, tokenizer, config, known, folder / "export", not lora or lora.merge)
         print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
-    return 0 if not uploads or finish_uploads(uploads, remote, [folder / "export"], print, log) else 1
+    return 0 if not uploads or finish_uploads(uploads, [folder / "export"], print, log) else 1
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    try:
-        command = read_command(arguments, __doc__.split("\n\n")[0])
+    with mistakes_in_one_line(is_debugged="--debug" in sys.argv):
+        command = read_command(sys.argv[1:], __doc__.split("\n\n")[0])
         quiet_libraries()
         # Without `cpu`, Accelerate would take several processes on CPUs for as many runs of one process each.
-        no_accelerator = not torch.accelerator.is_available() and not is_torch_xla_available()
-        accelerator = Accelerator(cpu=no_accelerator)
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available() and not is_torch_xla_available())
         if command.mode == "train":
             with caught_signals() as stop_signal:
                 status = train(command, accelerator, stop_signal)
@@ -316,11 +307,3 @@ if __name__ == "__main__":
             status = 0
         accelerator.end_training()
         sys.exit(status)
-    except UserError as error:
-        if "--debug" in arguments:
-            raise
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        else:  # all processes find the same mistake, and the launcher ends all with the first: let rank 0 speak
-            time.sleep(5)
-        sys.exit(2)

@@ -41,6 +41,7 @@ STYLE: Any = {
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
     "axes.facecolor": "none",
+    "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -82,19 +83,18 @@ def drawing(title: str, height: float = 2.7, width: float = 4.8) -> Iterator[tup
     drawn.svg = Markup(svg)
 
 
-def lines(title: str, curves: Mapping[str, Curve], unit: str = "", faint: Sequence[str] = ()) -> Markup:
-    """Curves over the steps, by name; those of `faint` are drawn thin."""
-    with drawing(title) as (axes, drawn):
+def lines(title: str, curves: Mapping[str, Curve], unit: str = "") -> Markup:
+    """Curves over the steps, by name."""
+    with drawing(title, height=2.6 + 0.1 * len(curves)) as (axes, drawn):
         for number, (name, (steps, values)) in enumerate(curves.items()):
             x, y = thinned(steps, values)
             style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(x) <= 30 else {}
-            style |= {"linewidth": 0.9} if name in faint else {}
             axes.plot(x, y, label=_plain(name), color=PALETTE[number % len(PALETTE)], **style)
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if len(curves) > 1:
-            axes.legend(loc="best", ncols=1 if len(curves) < 6 else 2)
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return drawn.svg
 
 
@@ -120,7 +120,7 @@ def bars(title: str, segments: Sequence[str], of_names: Mapping[str, Sequence[fl
                 at, values, thickness * 0.92, left=left, color=PALETTE[number], label=_plain(segment)
             )
             if not stacked:
-                axes.bar_label(drawn_bars, [f" {value:.1%}" for value in values], fontsize=8)
+                axes.bar_label(drawn_bars, [f"{value:.1%}" for value in values], padding=3, fontsize=8)
             left = left + values if stacked else left
         axes.set_yticks(places, [_short(name) for name in of_names])
         axes.invert_yaxis()

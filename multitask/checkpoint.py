@@ -1,9 +1,18 @@
 """Checkpoints: what a run has learned, and what it takes to use it elsewhere."""
 
+if __name__ == "__main__":  # first, as what is imported below takes seconds
+    import sys
+
+    from multitask.inspection import main
+
+    sys.exit(main())
+
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,64 +21,112 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .adapters import add_adapters
 from .building import build_model, load_tokenizer, save_tokenizer
 from .config import Config
 from .errors import UserError
 from .hub import find_encoder
-from .manifest import verify, write_manifest
+from .manifest import checkpoints_in, read_state, verify, write_manifest
 from .model import MultitaskModel
 from .tasks import TASK_TYPES, Task
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
 
 
-def save_checkpoint(
-    folder: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one step, copied, so that training can go on while it is written."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    encoder_config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    step: int
+    texts: dict[str, str]  # by the name of the file
+
+
+def take_snapshot(
     model: MultitaskModel,
     optimizer: torch.optim.Optimizer,
     tokenizer: PreTrainedTokenizerBase,
     config: str,
     state: Mapping[str, Any],
     numbers: Sequence[Path] = (),
-) -> None:
-    """Writes a folder from which the run can go on, and the model be made again; it is there as a whole or not at all.
-
-    It holds `model.safetensors`, each trained weight once; `optimizer.safetensors`; `encoder/`, the encoder's
-    configuration and tokenizer; `config.yaml`; `state.json`; the numbers so far; and `manifest.json`, which lists them
-    all. The weights of a frozen encoder are not in it.
+) -> Snapshot:
+    """Copies into the host's memory what a checkpoint holds.
 
     Args:
-        folder: replaced if it is there.
-        model: with its heads and adapters.
+        model: with its heads and adapters; each trained weight is taken once, those of a frozen encoder are not.
         optimizer: of its parameters.
         tokenizer: the encoder's, as it came.
         config: the resolved configuration as YAML.
         state: what else is known of the run: at least `step`, and `labels`, the names of each task's labels.
-        numbers: files to copy into it.
+        numbers: files to copy.
+    """
+    first: Any = next(iter(model.tasks.values()))
+    state = {**state, "versions": {package: version(package) for package in PACKAGES}}
+    return Snapshot(
+        weights=_copied(trained_weights(model)),
+        optimizer=_copied(optimizer_tensors(optimizer, model)),
+        encoder_config=type(first.config).from_dict(first.config.to_dict()),
+        tokenizer=tokenizer,
+        step=state["step"],
+        texts={
+            "config.yaml": config,
+            "state.json": json.dumps(state, indent=2) + "\n",
+            **{path.name: path.read_text() for path in numbers},
+        },
+    )
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
+    """Writes a folder from which the run can go on, and the model be made again; it is there as a whole or not at all.
+
+    It holds `model.safetensors`; `optimizer.safetensors`; `encoder/`, the encoder's configuration and tokenizer;
+    `config.yaml`; `state.json`; the numbers so far; and `manifest.json`, which lists them all.
+
+    Args:
+        folder: replaced if it is there.
+        snapshot: what to write.
+
+    Raises:
+        UserError: if it does not fit on the disk.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(trained_weights(model), partial / "model.safetensors", metadata={"format": "pt"})
-    save_optimizer(optimizer, model, partial / "optimizer.safetensors")
-    first: Any = next(iter(model.tasks.values()))
-    encoder_config = type(first.config).from_dict(first.config.to_dict())
-    encoder_config.save_pretrained(partial / "encoder")
-    save_tokenizer(tokenizer, partial / "encoder")
-    (partial / "config.yaml").write_text(config)
-    versions = {package: version(package) for package in PACKAGES}
-    (partial / "state.json").write_text(json.dumps({**state, "versions": versions}, indent=2) + "\n")
-    for path in numbers:
-        shutil.copyfile(path, partial / path.name)
-    write_manifest(partial, step=state["step"], versions=versions)
-    for path in (*partial.rglob("*"), partial):
-        _flush(path)
+    try:
+        partial.mkdir(parents=True)
+        save_file(snapshot.weights, partial / "model.safetensors", metadata={"format": "pt"})
+        save_file(snapshot.optimizer, partial / "optimizer.safetensors", metadata={"format": "pt"})
+        snapshot.encoder_config.save_pretrained(partial / "encoder")
+        save_tokenizer(snapshot.tokenizer, partial / "encoder")
+        for name, text in snapshot.texts.items():
+            (partial / name).write_text(text)
+        digest = hashlib.sha256(snapshot.texts["config.yaml"].encode()).hexdigest()
+        versions = json.loads(snapshot.texts["state.json"])["versions"]
+        write_manifest(partial, step=snapshot.step, config_digest=digest, versions=versions)
+        for path in (*partial.rglob("*"), partial):
+            _flush(path)
+    except Exception as error:  # safetensors has an exception of its own, and tokenizers another
+        free = shutil.disk_usage(folder.parent.parent).free
+        shutil.rmtree(partial, ignore_errors=True)
+        if "No space left" not in str(error):
+            raise
+        tensors = (*snapshot.weights.values(), *snapshot.optimizer.values())
+        needed = sum(t.nbytes for t in tensors) + sum(len(text.encode()) for text in snapshot.texts.values())
+        raise UserError(
+            f"training.output_dir: {folder} needs {needed:,} bytes and did not fit on its disk ({free:,} were left); "
+            f"the checkpoints before it are whole: make room and go on"
+        ) from error
     delete_checkpoint(folder)
     partial.rename(folder)
     _flush(folder.parent)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def delete_checkpoint(folder: Path) -> None:
@@ -91,6 +148,8 @@ def find_checkpoint(location: str) -> Path:
     Raises:
         UserError: if there is none.
     """
+    if location.startswith("gs://"):
+        raise UserError(f"--checkpoint: {location} is not here; fetch it: python -m multitask.checkpoint fetch URL")
     folder = Path(location)
     if (folder / "manifest.json").is_file():
         return folder
@@ -99,24 +158,6 @@ def find_checkpoint(location: str) -> Path:
         what = "is neither a checkpoint nor a run with one" if folder.is_dir() else "is no folder"
         raise UserError(f"--checkpoint: {location} {what} (seen from {Path.cwd()})")
     return found[0]
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, the newest first; a name with an ending is that of something else."""
-    found = (path.parent for path in (folder / "checkpoints").glob("step-*/manifest.json"))
-    return sorted((path for path in found if not path.suffix), reverse=True)
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """What is known of the run that a checkpoint was made in: step, command, versions, labels, results.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    try:
-        return json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--checkpoint: {folder / 'state.json'} cannot be read: {error}") from error
 
 
 def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[Task], PreTrainedTokenizerBase]:
@@ -177,18 +218,17 @@ def load_trained_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Non
         parameter.copy_(weights[name])
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    """Writes what an optimizer knows of each parameter, by the parameter's name."""
-    tensors = {
-        f"{name}/{key}": value.detach().contiguous()
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """What an optimizer knows of each parameter, by the parameter's name."""
+    return {
+        f"{name}/{key}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    """Gives an optimizer back what `save_optimizer` wrote."""
+    """Gives an optimizer back what `optimizer_tensors` gave, from a file."""
     parameters = dict(model.named_parameters())
     state: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(path).items():

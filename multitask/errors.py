@@ -1,6 +1,10 @@
 """What a user's mistake looks like: one line that names what is wrong and what would be right."""
 
-from collections.abc import Iterable
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -9,6 +13,21 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+@contextmanager
+def mistakes_in_one_line(is_debugged: bool = False) -> Iterator[None]:
+    """Ends the program with status 2 and a mistake's line on stderr; with `is_debugged`, as any other exception."""
+    try:
+        yield
+    except UserError as error:
+        if is_debugged:
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        else:  # all processes find the same mistake, and the launcher ends all with the first: let rank 0 speak
+            time.sleep(5)
+        sys.exit(2)
 
 
 def hint(name: object, valid: Iterable[object], what: str = "valid") -> str:

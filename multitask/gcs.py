@@ -7,8 +7,9 @@ a checkpoint with a manifest is whole, one without is not there.
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from google.api_core.exceptions import GoogleAPIError, PreconditionFailed
@@ -86,12 +87,13 @@ def list_checkpoints(url: str) -> list[int]:
     return _whole(_checkpoints(url))
 
 
-def download_checkpoint(url: str, step: int, folder: Path) -> None:
+def download_checkpoint(url: str, step: int, folder: Path, only: Collection[str] | None = None) -> None:
     """Fetches a checkpoint into a folder, which then is whole or, after an error, as it was.
 
     Args:
         url: where checkpoints are.
         step: which.
+        only: the names of some of its files; with its manifest, they are all that is fetched.
         folder: replaced if it is there. Until all files are right, they are in its sibling `NAME.partial`.
 
     Raises:
@@ -112,9 +114,31 @@ def download_checkpoint(url: str, step: int, folder: Path) -> None:
             path, expected = partial / name, manifest["files"][name]
             fetch_file(bucket.blob(prefix + name), path, lambda: verify_file(path, expected))
 
-        in_parallel(fetch, manifest["files"])
+        in_parallel(fetch, [name for name in manifest["files"] if only is None or name in only])
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def verify_checkpoint(url: str, step: int) -> dict[str, dict[str, Any]]:
+    """Compares the objects of a checkpoint with its manifest; the server knows their checksums.
+
+    Returns:
+        Its files, as the manifest lists them.
+
+    Raises:
+        UserError: if there is none, or it cannot be read.
+        ValueError: naming the first object that is missing or damaged.
+    """
+    with TemporaryDirectory() as temporary:
+        download_checkpoint(url, step, folder := Path(temporary) / "checkpoint", only=())
+        files = read_manifest(folder)["files"]
+    blobs = _checkpoints(url)[step]
+    for name, file in files.items():
+        if name not in blobs:
+            raise ValueError(f"{name} is missing")
+        if blobs[name].crc32c != file["crc32c"]:
+            raise ValueError(f"the CRC32C of {name} is {blobs[name].crc32c}, not {file['crc32c']}")
+    return files
 
 
 def delete_checkpoint(url: str, step: int) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import google_crc32c
 
+from .errors import UserError
+
 NAME = "manifest.json"
 _CHUNK_BYTES = 1 << 20
 
@@ -92,6 +94,24 @@ def verify_file(path: Path, file: Mapping[str, Any]) -> None:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, not {file['size']}")
     if (found := crc32c_of(path)) != file["crc32c"]:
         raise ValueError(f"{path} is damaged: its CRC32C is {found}, not {file['crc32c']}")
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, the newest first; a name with an ending is that of something else."""
+    found = (path.parent for path in (folder / "checkpoints").glob("step-*/manifest.json"))
+    return sorted((path for path in found if not path.suffix), reverse=True)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What is known of the run that a checkpoint was made in: step, command, versions, labels, results.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        return json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--checkpoint: {folder / 'state.json'} cannot be read: {error}") from error
 
 
 def _encode(manifest: Mapping[str, Any]) -> bytes:

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from .checkpoint import load_checkpoint, read_state
+from .checkpoint import load_checkpoint
 from .command import Command, read_command
 from .data import load_tasks
 from .errors import UserError
 from .evaluation import average, evaluate_tasks, predict
 from .export import check_export_folder, export_run
+from .manifest import read_state
 from .predictor import Predictor, predict_file
 from .rows import bad_rows_file, check_paths
 from .run_folder import write_results

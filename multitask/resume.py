@@ -9,22 +9,53 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
 from .checkpoint import (
-    checkpoints_in,
     delete_checkpoint,
     find_checkpoint,
     load_optimizer,
     load_trained_weights,
-    read_state,
 )
 from .config import Config
 from .errors import UserError
-from .gcs import download_checkpoint, list_checkpoints
-from .manifest import verify
-from .run_folder import changed_setting
+from .gcs import check_access, download_checkpoint, list_checkpoints
+from .manifest import checkpoints_in, read_state, verify
+from .processes import from_main_process
+from .run_folder import changed_setting, open_run_folder
+
+
+def open_run(
+    folder: Path, config: Config, num_rows: Mapping[str, Mapping[str, int]], accelerator: Accelerator
+) -> Path | None:
+    """Opens a run's folder, and the checkpoint that it continues from on every machine; None begins anew.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        num_rows: of each task and split.
+        accelerator: its main process looks and writes for all.
+
+    Raises:
+        UserError: as `find_resumable` and `check_access` do, on all processes.
+    """
+    remote, choice = config.checkpoints.remote, config.training.resume_from_checkpoint
+
+    def look() -> Path | None:
+        if remote:
+            check_access(remote)
+        found = find_resumable(folder, choice, remote, config, num_rows, accelerator.print)
+        open_run_folder(folder, config, found)
+        return found
+
+    found = from_main_process(accelerator, look)
+    if found and remote and accelerator.is_local_main_process and not found.exists():
+        found.parent.mkdir(parents=True, exist_ok=True)
+        download_checkpoint(remote, _step(found), found)
+    accelerator.wait_for_everyone()
+    return found
 
 
 def find_resumable(
@@ -88,13 +119,6 @@ def find_resumable(
         tell(f"going on from {found}")
         return found
     return None
-
-
-def fetch_missing(checkpoint: Path, remote: str | None) -> None:
-    """Fetches a checkpoint that the main process has chosen and that is not on this machine."""
-    if remote and not checkpoint.exists():
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        download_checkpoint(remote, _step(checkpoint), checkpoint)
 
 
 def _fetch(url: str, here: Path) -> Path:

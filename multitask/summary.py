@@ -6,7 +6,24 @@ from fractions import Fraction
 from .adapters import SHARED
 from .data import TaskData
 from .evaluation import Results, average
+from .mixture import Mixture
 from .model import MultitaskModel
+from .tables import format_table
+
+
+def plan(
+    tasks: Sequence[TaskData],
+    model: MultitaskModel,
+    mixture: Mixture,
+    shares: Mapping[str, Fraction],
+    max_steps: int,
+    max_tokens_per_pass: int,
+) -> str:
+    """What will be trained on what, with notes on whatever is odd about it."""
+    num_examples = {task.name: mixture.given(task.name, max_steps) for task in tasks}
+    notes = [f"note: {note}" for note in oddities(tasks, num_examples, max_tokens_per_pass)]
+    tables = [tasks_table(tasks, shares, mixture.batch_size, max_steps), parameters_table(model)]
+    return "\n\n".join([*tables, "\n".join(notes)])
 
 
 def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, Fraction], batch_size: int, max_steps: int) -> str:
@@ -96,15 +113,3 @@ def results_table(results: Results, tasks: Sequence[TaskData]) -> str:
         lines += [(task, name, f"{value:.4f}", f"{num_rows[task]:,}") for name, value in metrics.items()]
     lines.append(("average", "", f"{average(results):.4f}", ""))
     return format_table(lines)
-
-
-def format_table(lines: Sequence[Sequence[str]]) -> str:
-    """Aligned columns under a ruled head: the first two to the left, the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    rows = [
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:]])

@@ -26,7 +26,7 @@ class Uploader:
             keep: says of the steps that have a whole copy, in order, which stay. Called in the thread.
             warn: gets a line about each checkpoint that could not be copied. Called in the thread.
         """
-        self._url, self._keep, self._warn = url, keep, warn
+        self.url, self._keep, self._warn = url, keep, warn
         self._changed = Condition()  # guards what follows
         self._waiting: Path | None = None
         self._running: Path | None = None
@@ -80,16 +80,16 @@ class Uploader:
                 doing = f"copying {folder}"
                 self._copy(folder)
                 doing = "deleting old checkpoints"
-                gcs.prune(self._url, self._keep)
+                gcs.prune(self.url, self._keep)
             except Exception as error:
-                self._warn(f"{self._url}: {doing} failed: {first_line(error)}")
+                self._warn(f"{self.url}: {doing} failed: {first_line(error)}")
             with self._changed:
                 self._running = None
                 self._changed.notify_all()
 
     def _copy(self, folder: Path) -> None:
         start = time.monotonic()
-        gcs.upload_checkpoint(folder, self._url)
+        gcs.upload_checkpoint(folder, self.url)
         with self._changed:
             self._seconds[int(folder.name.removeprefix("step-"))] = time.monotonic() - start
             if self._pending == folder:
@@ -98,7 +98,6 @@ class Uploader:
 
 def finish_uploads(
     uploads: Uploader,
-    url: str,
     folders: Sequence[Path],
     tell: Callable[[str], object],
     log: Callable[[int, dict[str, float]], object],
@@ -107,8 +106,7 @@ def finish_uploads(
 
     Args:
         uploads: to close.
-        url: of the run's copies.
-        folders: each is copied to `URL/NAME`.
+        folders: each is copied to `URL/NAME` beside them.
         tell: gets a line about what could not be copied.
         log: gets how long the last copies took, as `Uploader.report` gives it.
 
@@ -118,11 +116,11 @@ def finish_uploads(
     is_done = uploads.close(CLOSE_SECONDS)
     uploads.report(log)
     if not is_done:
-        tell(f"{url}: the last checkpoint is not there; it stays on this machine")
+        tell(f"{uploads.url}: the last checkpoint is not there; it stays on this machine")
     for folder in folders:
         try:
-            gcs.upload_folder(folder, f"{url.rstrip('/')}/{folder.name}")
+            gcs.upload_folder(folder, f"{uploads.url.rstrip('/')}/{folder.name}")
         except Exception as error:
             is_done = False
-            tell(f"{url}: copying {folder} failed: {first_line(error)}")
+            tell(f"{uploads.url}: copying {folder} failed: {first_line(error)}")
     return is_done

