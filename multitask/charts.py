@@ -154,7 +154,10 @@ def heat(
     """A table of shaded cells: `shade` from -1 (warm) over 0 (clear) to 1 (cold)."""
     shade = np.nan_to_num(np.asarray(shade, float))
     longest = max(map(len, columns), default=0)
-    with drawing(title, height=1.3 + 0.32 * len(rows) + 0.05 * min(longest, 18)) as (axes, drawn):
+    with drawing(title, height=1.3 + 0.32 * len(rows) + 0.06 * min(longest, 36) * (longest * len(columns) > 45)) as (
+        axes,
+        drawn,
+    ):
         for (row, column), value in np.ndenumerate(shade):
             color = matplotlib.colors.to_rgba(COLD if value >= 0 else WARM, min(abs(value), 1) * 0.75)
             axes.add_patch(
@@ -164,7 +167,7 @@ def heat(
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         upright = longest * len(columns) > 45
-        axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=90 if upright else 0)
+        axes.set_xticks(range(len(columns)), [_short(name, 36) for name in columns], rotation=90 if upright else 0)
         axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
         axes.set_ylabel(axis_names[0])
         axes.set_xlabel(axis_names[1])
@@ -173,8 +176,8 @@ def heat(
     return drawn.svg
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else name[:17] + "…"
+def _short(name: str, most: int = 18) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _plain(name: str) -> str:

@@ -79,7 +79,7 @@ class _Texts:
     def of_row(self, number: int) -> str:
         """Its inputs; a row of choices has them before each choice."""
         parts = self._parts(number)
-        return _cut(" | ".join(parts[:-1] if self.task_type == "multiple_choice" and len(parts) > 1 else parts))
+        return " | ".join(map(_cut, parts[:-1] if self.task_type == "multiple_choice" and len(parts) > 1 else parts))
 
     def of_label(self, number: int, label: str) -> str:
         """A choice as its text, the labels of words beside these; other labels as they are."""

@@ -163,3 +163,42 @@ def test_a_browser_shows_the_page_without_complaint_or_request(tmp_path, look):
     path.write_text("<script>console.error('oh')</script><img src='http://127.0.0.1:9/picture.png'>")
     _, said, asked = look(path)  # the eyes are open
     assert len(said) == 1 and asked == {"http://127.0.0.1:9/picture.png"}
+
+
+# -- the whole program -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_report_that_is_the_same_after_a_resume(train, mixture_config, tmp_path):
+    mixture_config["training"] |= {"eval_steps": 3, "save_steps": 3, "save_total_limit": None}
+    folder = train()
+    path = folder / "report" / "index.html"
+    page_at_the_end = path.read_text()
+    parsed = Parsed(page_at_the_end)
+    assert all(f'id="task-{name}"' in page_at_the_end for name in TASKS) and "Step 6" in parsed.text
+    assert [tag for tag, _ in parsed.elements].count("svg") == 8 + 2 * 3
+    assert "Largest errors (step 6)" in parsed.text and "max_tokens_per_pass" in parsed.text
+    shutil.rmtree(folder / "checkpoints" / "step-00000006")
+    (folder / "predictions.json").write_text("{}")  # of later than the checkpoint; it is set back
+    train()
+    again = Parsed(path.read_text())
+    assert again.text.splitlines()[-40:] == parsed.text.splitlines()[-40:]
+    for section in ("task-similar", "task-animal", "task-choice"):
+        assert section_of(path.read_text(), section) == section_of(page_at_the_end, section)
+
+
+def section_of(html, name):
+    return html.split(f'<section id="{name}">')[1].split("</section>")[0]
+
+
+def test_a_report_that_cannot_be_written_stops_nothing(train, tmp_path, capsys, mixture_config):
+    mixture_config["training"]["eval_steps"] = 3
+    (tmp_path / "run").mkdir()
+    folder = train()
+    shutil.rmtree(folder / "report")
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "report").write_text("a file where the folder should be")
+    capsys.readouterr()
+    train()
+    printed = capsys.readouterr().out
+    assert printed.count(f"note: {folder / 'report' / 'index.html'} cannot be written: [Errno 17] File exists") == 1
+    assert (folder / "metrics.json").exists() and (folder / "export" / "animal").is_dir()
