@@ -7,7 +7,7 @@ ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help run-local test drill quality style quickstart-data baselines
+.PHONY: help run-local test drill quality style quickstart-data baselines dashboard
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -40,3 +40,6 @@ quickstart-data: .venv/.installed ## Write the quick start's data anew from its 
 
 baselines: .venv/.installed ## What a constant and a bag of words reach on the quick start
 	$(BIN)/python quickstart/baselines.py
+
+dashboard: .venv/.installed ## Publish the W&B workspace of a mixture: CONFIG=configs/….yaml
+	@$(BIN)/python -m dashboards.workspace --config $(CONFIG) $(ARGS)

@@ -7,12 +7,7 @@ On the CPU, on one GPU, on all GPUs of a machine:
     accelerate launch --config_file accelerate_configs/multi_gpu.yaml run_multitask.py --config configs/glue_csqa.yaml
 
 Every key of the configuration is an option: --training.learning_rate 2e-5 --tasks.rte.weight 2
-
-What has been trained is evaluated again, asked, and exported again:
-
-    python run_multitask.py --mode evaluate --checkpoint runs/quickstart
-    python run_multitask.py --mode predict --checkpoint runs/quickstart --input rows.jsonl --output predictions.jsonl
-    python run_multitask.py --mode export --checkpoint runs/quickstart
+What has been trained is evaluated again, asked, and exported again with --mode evaluate, predict and export.
 """
 
 import dataclasses
@@ -29,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import is_torch_xla_available, send_to_device
 
-from multitask.adapters import add_adapters
+from multitask.adapters import freeze_or_adapt
 from multitask.agreement import Agreement
 from multitask.background import Background
 from multitask.balancing import build_balancing
@@ -48,15 +43,16 @@ from multitask.manifest import checkpoints_in, read_state
 from multitask.mixture import key_of
 from multitask.model import checkpoint_gradients
 from multitask.modes import OTHER_MODES
-from multitask.optim import build_optimizer, check_losses, learning_rate_schedule
+from multitask.optim import build_optimizer, check_losses, forget_gradients, learning_rate_schedule
+from multitask.recorder import Recorder
 from multitask.resume import find_best, load_best, open_run, prune, restore, step_name
-from multitask.run_folder import NUMBERS, append_metrics, check_run_folder, write_results
+from multitask.run_folder import NUMBERS, check_run_folder
 from multitask.shares import Sampling
 from multitask.signals import Stopped, caught_signals, leave_signals_to_parent
 from multitask.summary import plan, results_table
 from multitask.tasks import example_losses
 from multitask.terminal import progress_bar, quiet_libraries, show
-from multitask.tracking import LogWindow, evaluation_values
+from multitask.tracking import LogWindow
 from multitask.uploads import Uploader, finish_uploads
 
 
@@ -64,7 +60,6 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     """Trains, evaluates, saves and exports; returns the exit status. `stop_signal` gives the number of one, or 0."""
     config, training = command.config, command.config.training
     folder = Path(training.output_dir)
-    log = partial(append_metrics, folder)
     check_run_folder(folder, config)
     if training.batch_size < accelerator.num_processes:
         raise UserError(
@@ -94,13 +89,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     # -- model --------------------------------------------------------------------------------------------------------
 
     plain_model = build_model(encoder, tasks, config.model.dropout, training.seed)
-    if config.model.freeze_encoder:
-        plain_model.encoder.requires_grad_(False)
-    if lora := config.adapters:
-        start = {name: task.adapter for name, task in config.tasks.items() if task.adapter is not None}
-        add_adapters(
-            plain_model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.scope, start, training.seed
-        )
+    lora, start = config.adapters, {name: task.adapter for name, task in config.tasks.items() if task.adapter}
+    freeze_or_adapt(plain_model, config.model.freeze_encoder, lora, start, training.seed)
     balancing = build_balancing(training.loss_balancing, plain_model, tasks, training.batch_size, accelerator.reduce)
     if training.gradient_checkpointing:
         checkpoint_gradients(plain_model)
@@ -121,6 +111,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     history = History.of(training.metric_for_best_model, patience, state)
     if checkpoint and training.load_best_model_at_end and accelerator.is_main_process:
         find_best(history, checkpoint, folder, config.checkpoints.remote, accelerator.print)
+    shares = mixture.shares(max_steps)
+    recorder = Recorder(folder, dataclasses.asdict(config), shares, state.get("run_id"), accelerator)
+    log = recorder.log
     model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
     if state.get("scaler"):
         accelerator.scaler.load_state_dict(state["scaler"])
@@ -163,7 +156,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     def logits_of(task, split):
         if ends_now():
             raise Stopped
-        return predict(plain_model, task.name, split, accelerator, pad, training.max_tokens_per_pass)
+        logits = predict(plain_model, task.name, split, accelerator, pad, training.max_tokens_per_pass)
+        recorder.look(task, logits, tokenizer)
+        return logits
 
     def evaluate_now(step: int) -> dict | None:
         progress.set_description("evaluating")
@@ -178,9 +173,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             mixture = sampling.mixture(training.seed, lengths, history.stopped)
             steps.use(mixture, sampling.last_step(history.stopped))
             accelerator.print(f"step {step}: stopped, as it does not improve any more: {', '.join(newly)}")
-        if accelerator.is_main_process:
-            log(step, evaluation_values(results))
-            write_results(folder / "metrics.json", step, results, average(results))
+        recorder.evaluated(step, results)
         return results
 
     def save(step: int, results: dict | None) -> None:
@@ -191,6 +184,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         history.saved(step, results)
         state = {
             "step": step,
+            "run_id": recorder.run_id,
             "command": command.line,
             "labels": {task.name: task.labels for task in tasks},
             "rows": num_rows,
@@ -262,13 +256,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         of_task = dict(zip(sizes, losses, strict=True))
         check_losses(step, {task.name: task.weight * of_task[task.name] for task in tasks}, learning_rate(step - 1))
         if agreement.is_due(step):
-            agreed = agreement.finish(batch.examples)
-            if accelerator.is_main_process:
-                log(step, agreed)
-        for name, parameters in heads.items():
-            if not batch.examples[name]:  # no gradient at all, so that weight decay and momentum leave it alone
-                for parameter in parameters:
-                    parameter.grad = None
+            log(step, agreement.finish(batch.examples))
+        for name in (name for name, number in batch.examples.items() if not number):
+            forget_gradients(heads[name])  # no gradient at all, so that weight decay and momentum leave it alone
         grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf))
         if not math.isfinite(grad_norm) and accelerator.scaler is None:  # fp16's scaler skips such a step by itself
             raise FloatingPointError(f"step {step}: the gradient is {grad_norm}; this step was not applied")
@@ -287,8 +277,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
                 **{f"train/{name}/examples": steps.dataset.mixture.given(name, step) for name in sizes},
             }
             show(progress, values)
-            if accelerator.is_main_process:
-                log(step, values)
+            log(step, values)
             window = LogWindow()
         results = None
         if is_due(step, training.eval_steps) and not ends:
@@ -296,6 +285,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             ends = results is None
         if ends or is_due(step, training.save_steps) or (training.load_best_model_at_end and history.is_best(results)):
             save(step, results)
+        if results:
+            recorder.report()
         if ends:
             return end_at_signal(step)
         started = time.perf_counter()
@@ -304,6 +295,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     # -- what remains: a table, and one ordinary model per task -------------------------------------------------------
 
     accelerator.print(f"\n{results_table(results, tasks)}")
+    recorder.report()
     if accelerator.is_main_process:
         background.wait()
         known = read_state(checkpoints_in(folder)[0])

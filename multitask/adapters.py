@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .config import AdapterConfig
 from .errors import UserError, first_line, hint
 from .mixture import key_of
 from .model import MultitaskModel
@@ -27,6 +28,28 @@ SHARED = "_shared"  # the adapter of all tasks; a task's name begins with a lett
 # they leave the encoder's weights alone.
 VARIANTS = ("use_rslora", "use_dora", "use_qalora", "alora_invocation_tokens", "rank_pattern", "alpha_pattern")
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
+
+
+def freeze_or_adapt(
+    model: MultitaskModel,
+    freeze: bool,
+    lora: AdapterConfig | None,
+    start: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> None:
+    """Leaves all of the encoder trainable, nothing of it, or LoRA in it.
+
+    Args:
+        model: with all its tasks; changed in place.
+        freeze: trains the heads alone if there is no LoRA.
+        lora: which adapters to add.
+        start: as of `add_adapters`.
+        seed: as of `add_adapters`.
+    """
+    if freeze:
+        model.encoder.requires_grad_(False)
+    if lora:
+        add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.scope, start, seed)
 
 
 def add_adapters(

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .adapters import add_adapters
+from .adapters import freeze_or_adapt
 from .building import build_model, load_tokenizer, save_tokenizer
 from .config import Config
 from .errors import UserError
@@ -182,10 +182,7 @@ def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[
     is_frozen = config.model.freeze_encoder or lora is not None
     encoder = find_encoder(config.model.encoder, config.model_root) if is_frozen else str(folder / "encoder")
     model = build_model(encoder, tasks, config.model.dropout, config.training.seed, pretrained=is_frozen)
-    if config.model.freeze_encoder:
-        model.encoder.requires_grad_(False)
-    if lora:
-        add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.scope)
+    freeze_or_adapt(model, config.model.freeze_encoder, lora)
     if config.training.loss_balancing == "uncertainty":
         model.add_log_variances()
     try:

@@ -18,6 +18,7 @@ from .checks import check_config
 from .config import Config
 from .errors import UserError, hint
 from .mistakes import check_complete, check_words
+from .trackers import check_trackers
 
 Mode = Literal["train", "evaluate", "predict", "export"]
 FLAGS_OF_MODES = {
@@ -82,6 +83,8 @@ def read_command(arguments: list[str], description: str | None = None) -> Comman
         checkpoint = find_checkpoint(flags.checkpoint or _read_config(rest, description).training.output_dir)
         rest = ["--config", str(checkpoint / "config.yaml"), *rest]
     config = _read_config(rest, description)
+    if flags.mode == "train":
+        check_trackers(config.tracking.report_to)
     tasks = [name.strip() for name in (flags.tasks or "").split(",") if name.strip()]
     if flags.tasks is not None and not tasks:
         raise UserError(f"--tasks: names no task{hint('', config.tasks, 'tasks')}")

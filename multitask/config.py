@@ -30,6 +30,9 @@ MetricName = Literal[
 ]
 
 
+TrackerName = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The shared encoder.
@@ -212,6 +215,19 @@ class CheckpointsConfig:
 
 
 @dataclass(frozen=True)
+class TrackingConfig:
+    """Where the numbers go besides the run's folder.
+
+    Args:
+        report_to: Any of Accelerate's trackers; wandb without an API key records offline. Empty for none.
+        project: What the trackers group runs by.
+    """
+
+    report_to: list[TrackerName] = field(default_factory=lambda: ["wandb"])
+    project: str = "multitask"
+
+
+@dataclass(frozen=True)
 class Config:
     """One mixture of tasks on one encoder.
 
@@ -222,6 +238,7 @@ class Config:
         mixture: How many of a step's examples each task gets.
         adapters: LoRA adapters in a frozen encoder; null trains all of the encoder.
         checkpoints: Copies elsewhere.
+        tracking: Where the numbers go besides the run's folder.
         data_root: Folder that mirrors hub datasets (DIR/nyu-mll/glue); also MULTITASK_DATA_ROOT in the environment.
         model_root: Folder that mirrors hub models (DIR/roberta-base); also MULTITASK_MODEL_ROOT in the environment.
         num_proc: Processes that tokenise; null uses one.
@@ -233,6 +250,7 @@ class Config:
     mixture: MixtureConfig = MixtureConfig()
     adapters: AdapterConfig | None = None
     checkpoints: CheckpointsConfig = CheckpointsConfig()
+    tracking: TrackingConfig = TrackingConfig()
     data_root: str | None = None
     model_root: str | None = None
     num_proc: int | None = None

@@ -1,7 +1,7 @@
 """The optimizer and the learning rate."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -59,6 +59,12 @@ def check_losses(step: int, losses: Mapping[str, float], learning_rate: float) -
                 f"step {step}: the loss of task {task} is {loss}; this step was not applied. "
                 f"A lower training.learning_rate (it stood at {learning_rate:.3g}) often helps"
             )
+
+
+def forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Leaves parameters without a gradient: an optimizer passes over them, and would decay them at one of zeros."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def learning_rate_schedule(kind: str, peak: float, warmup_ratio: float, max_steps: int) -> Callable[[int], float]:

@@ -11,7 +11,7 @@ import yaml
 from .config import Config, flatten, to_yaml
 from .errors import UserError
 
-NUMBERS = ("metrics.jsonl", "metrics.json")
+NUMBERS = ("metrics.jsonl", "metrics.json", "predictions.json", "watched.jsonl")
 # Settings that do not change what is learned; a run may be repeated in its folder with others. (Where evaluations
 # decide which tasks go on or which step is the best, training.eval_steps does.)
 HARMLESS = {
@@ -26,6 +26,8 @@ HARMLESS = {
     "training.gradient_checkpointing",
     "adapters.merge",
     "checkpoints.remote",
+    "tracking.report_to",
+    "tracking.project",
     "data_root",
     "model_root",
     "num_proc",

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import run_multitask  # noqa: E402
-from multitask import gcs_objects  # noqa: E402
+from multitask import gcs_objects, report  # noqa: E402
 from multitask.batches import collate  # noqa: E402
 from multitask.building import build_model, load_tokenizer  # noqa: E402
 from multitask.command import read_command  # noqa: E402
@@ -238,6 +238,13 @@ def batch_of(tasks, tokenizer, rows=range(6)):
     return {task.name: collate(task.train, list(rows), tokenizer.pad_token_id) for task in tasks}
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Pictures of a run take longer than most runs here; those of a test marked `pictures` are made."""
+    if "pictures" not in request.keywords:
+        monkeypatch.setattr(report, "page", lambda *_: "")
+
+
 @pytest.fixture
 def mixture_config(encoders, task_files, tmp_path):
     """A configuration of three tiny tasks as a dictionary; write it with `write_config`."""
@@ -255,6 +262,7 @@ def mixture_config(encoders, task_files, tmp_path):
             "agreement_steps": 0,
             "dataloader_num_workers": 0,
         },
+        "tracking": {"report_to": []},
     }
 
 
@@ -373,8 +381,8 @@ def drill(record_property):
 
 def pytest_terminal_summary(terminalreporter):
     """Says how many tests on real data ran, so that none is missed in silence, and what drills have counted."""
-    for report in terminalreporter.stats.get("passed", []):
-        for line in (value for name, value in report.user_properties if name == "drill"):
+    for passed in terminalreporter.stats.get("passed", []):
+        for line in (value for name, value in passed.user_properties if name == "drill"):
             terminalreporter.write_line(f"drill: {line}")
     reports = [r for kind in ("passed", "failed", "skipped") for r in terminalreporter.stats.get(kind, [])]
     on_real_data = [r for r in reports if "real_data" in r.keywords and (r.when == "call" or r.skipped)]

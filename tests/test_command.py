@@ -86,7 +86,7 @@ def test_the_set_of_options_is_what_it_was_meant_to_be():
     count = {
         f.name: len(dataclasses.fields(f.type)) for f in dataclasses.fields(config) if dataclasses.is_dataclass(f.type)
     }
-    assert count == {"model": 4, "training": 22, "mixture": 6, "checkpoints": 1}
+    assert count == {"model": 4, "training": 22, "mixture": 6, "checkpoints": 1, "tracking": 2}
     assert len(dataclasses.fields(TaskConfig)) == 17
     assert len(dataclasses.fields(AdapterConfig)) == 6
 
@@ -114,7 +114,7 @@ OPTIONS = {
     "--training.learning_rate x": "--training.learning_rate: found 'x', expected float",
     "--training.learning_rate=-1": "training.learning_rate: -1.0 is not a positive number",
     "--training.learning_rate .nan": "training.learning_rate: nan is not a positive number",
-    "--taining.seed 1": "--taining.seed: unknown option; did you mean '--training'? (options: --adapters, --checkpoint, --checkpoints, --config, --data_root, --debug, --dry_run, --help, --input, --mixture, --mode, --model, --model_root, --num_proc, --output, --print_config, --skip_bad_rows, --tasks, --training, -h)",
+    "--taining.seed 1": "--taining.seed: unknown option; did you mean '--training'? (options: --adapters, --checkpoint, --checkpoints, --config, --data_root, --debug, --dry_run, --help, --input, --mixture, --mode, --model, --model_root, --num_proc, --output, --print_config, --skip_bad_rows, --tasks, --tracking, --training, -h)",
     "--tasks.animal.wight 3": "--tasks.animal.wight: unknown key; did you mean 'weight'? (valid: adapter, choice_labels, choices, data_files, dataset, inputs, label, learning_rate, max_eval_examples, max_train_examples, metrics, patience, subset, train_split, type, validation_split, weight)",
     "--tasks.animal.weight 0": "tasks.animal.weight: 0.0 is not a positive number",
     "--tasks.animal.metrics [acuracy]": "--tasks.animal.metrics: unknown value 'acuracy'; did you mean 'accuracy'? (valid: accuracy, exact_match, f1, f1_macro, f1_micro, matthews_correlation, mse, pearson, precision, recall, spearmanr)",
@@ -204,7 +204,7 @@ def test_a_command_without_a_configuration():
 # -- and in the file: (change to the file, what is printed) ------------------------------------------------------------
 
 FILES = {
-    "models: {}": "FILE: models: unknown key; did you mean 'model'? (valid: adapters, checkpoints, data_root, mixture, model, model_root, num_proc, tasks, training)",
+    "models: {}": "FILE: models: unknown key; did you mean 'model'? (valid: adapters, checkpoints, data_root, mixture, model, model_root, num_proc, tasks, tracking, training)",
     "tasks: {}": "tasks: there are none; a mixture needs at least one task",
     "tasks: null": "FILE: tasks: missing",
     "tasks: [a]": "FILE: tasks: found ['a'], expected dict[str, multitask.config.TaskConfig]",

@@ -1,0 +1,90 @@
+"""The project's W&B workspace as code: a section for each task, the mixture, efficiency and checkpoints.
+
+    python -m dashboards.workspace --config configs/glue_csqa.yaml
+
+replaces nothing: it publishes a view of its own in the project that the configuration names, and prints its address.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import wandb
+import wandb_workspaces.reports.v2 as panels
+import wandb_workspaces.workspaces as ws
+
+from multitask.command import read_command
+from multitask.config import Config
+from multitask.errors import UserError, first_line, mistakes_in_one_line
+from multitask.tasks import TASK_TYPES
+
+
+def build(config: Config, entity: str) -> ws.Workspace:
+    """The workspace of a mixture; nothing is sent anywhere.
+
+    Args:
+        config: names the tasks, their metrics and the project.
+        entity: the W&B user or team that the project belongs to.
+    """
+    metrics = {
+        name: task.metrics or TASK_TYPES[task.type].metrics[: TASK_TYPES[task.type].num_default_metrics]
+        for name, task in config.tasks.items()
+    }
+    return ws.Workspace(
+        entity=entity,
+        project=config.tracking.project,
+        name=f"multitask: {', '.join(config.tasks)}"[:120],
+        sections=sections(metrics, has_uploads=config.checkpoints.remote is not None),
+        settings=ws.WorkspaceSettings(x_axis="step"),
+    )
+
+
+def sections(metrics: Mapping[str, Sequence[str]], has_uploads: bool) -> list[ws.Section]:
+    """The sections for tasks with their metrics."""
+    found = []
+    for task, names in metrics.items():
+        of_task = [_lines(f"{task}: validation", *(f"eval/{task}/{name}" for name in names))]
+        of_task.append(_lines(f"{task}: training loss", f"train/{task}/loss"))
+        of_task.append(panels.WeavePanelSummaryTable(table_name=f"predictions/{task}"))
+        found.append(ws.Section(name=task, panels=of_task, is_open=True))
+    mixture = [
+        _lines("Average over tasks", "eval/average"),
+        _lines("Training loss", "train/loss"),
+        _lines("Training loss of each task", *(f"train/{task}/loss" for task in metrics)),
+        _lines("Examples given", *(f"train/{task}/examples" for task in metrics)),
+        _lines("Learning rate", "train/learning_rate"),
+        _lines("Gradient norm, before clipping", "train/grad_norm"),
+    ]
+    efficiency = [
+        _lines("Tokens per second", "train/tokens_per_second"),
+        _lines("Padding, share of the tokens", "train/padding_share"),
+    ]
+    checkpoints = [_lines("Seconds that training waited", "checkpoint/seconds")]
+    checkpoints += [_lines("Seconds of an upload", "checkpoint/upload_seconds")] if has_uploads else []
+    rest = {"mixture": mixture, "efficiency": efficiency, "checkpoints": checkpoints}
+    return found + [ws.Section(name=name, panels=some, is_open=name == "mixture") for name, some in rest.items()]
+
+
+def _lines(title: str, *names: str) -> panels.LinePlot:
+    return panels.LinePlot(title=title, x="step", y=list(names))
+
+
+def main(arguments: list[str]) -> None:
+    """Publishes the workspace of a mixture.
+
+    Raises:
+        UserError: without an API key, and if the service does not take it.
+    """
+    config = read_command(arguments).config
+    if not wandb.login(prompt=False, verify=False):
+        raise UserError("W&B has no API key; `wandb login`, or set WANDB_API_KEY")
+    try:
+        workspace = build(config, wandb.Api().default_entity)
+        workspace.save()
+    except Exception as error:
+        raise UserError(f"W&B does not take the workspace: {type(error).__name__}: {first_line(error)}") from error
+    print(workspace.url)
+
+
+if __name__ == "__main__":
+    with mistakes_in_one_line(is_debugged="--debug" in sys.argv):
+        main(sys.argv[1:])
