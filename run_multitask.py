@@ -34,7 +34,7 @@ from multitask.checkpoint import Snapshot, take_snapshot, write_checkpoint
 from multitask.command import Command, read_command
 from multitask.config import to_yaml
 from multitask.data import load_tasks
-from multitask.errors import UserError, mistakes_in_one_line
+from multitask.errors import mistakes_in_one_line
 from multitask.evaluation import average, evaluate_tasks, predict
 from multitask.export import export_run
 from multitask.history import History, check_history
@@ -44,6 +44,7 @@ from multitask.mixture import key_of
 from multitask.model import checkpoint_gradients
 from multitask.modes import OTHER_MODES
 from multitask.optim import build_optimizer, check_losses, forget_gradients, learning_rate_schedule
+from multitask.processes import check_share
 from multitask.recorder import Recorder
 from multitask.resume import find_best, load_best, open_run, prune, restore, step_name
 from multitask.run_folder import NUMBERS, check_run_folder
@@ -61,11 +62,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     config, training = command.config, command.config.training
     folder = Path(training.output_dir)
     check_run_folder(folder, config)
-    if training.batch_size < accelerator.num_processes:
-        raise UserError(
-            f"training.batch_size: {training.batch_size} examples a step cannot be shared by "
-            f"{accelerator.num_processes} processes"
-        )
+    check_share(training.batch_size, accelerator.num_processes)
 
     # -- data: every task's rows, tokenised once; the other processes read what the first one cached ------------------
 

@@ -25,3 +25,15 @@ def from_main_process(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
     if mistake:
         raise UserError(mistake)
     return result
+
+
+def check_share(batch_size: int, num_processes: int) -> None:
+    """Whether each process gets an example of a step.
+
+    Raises:
+        UserError: if there are too few.
+    """
+    if batch_size < num_processes:
+        raise UserError(
+            f"training.batch_size: {batch_size} examples a step cannot be shared by {num_processes} processes"
+        )
