@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
-from .config import FILE_FORMATS, Config, MixtureConfig, TaskConfig, flatten
+from .config import Config, MixtureConfig, flatten
 from .errors import UserError, hint
 from .gcs_objects import split_url
+from .task_config import FILE_FORMATS, TaskConfig
 
 
 def check_config(config: Config) -> None:

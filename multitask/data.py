@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from . import answers, encoding, words
-from .config import TaskConfig
 from .encoding import Layout
 from .errors import UserError
 from .labels import are_hidden, labels_of, leaf_type, metrics_of
 from .mixture import key_of
 from .sources import load_splits
+from .task_config import TaskConfig
 from .tasks import TASK_TYPES, Task, TaskType
 
 COUNTS = ("length", "tokens", "truncated")

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .config import TaskConfig
 from .encoding import Layout, value_at
 from .errors import UserError, hint
+from .task_config import TaskConfig
 from .words import split_words
 
 # What a task's inputs may also be called, for rows that are meant for several tasks.

@@ -6,9 +6,9 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 
-from .config import TaskConfig
 from .encoding import is_missing, label_text, value_at
 from .errors import UserError, hint
+from .task_config import TaskConfig
 from .tasks import TASK_TYPES
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .config import FILE_FORMATS, TaskConfig
+from .task_config import FILE_FORMATS, TaskConfig
 from .tasks import Task
 
 

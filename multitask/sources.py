@@ -9,9 +9,9 @@ import datasets.config
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from .config import FILE_FORMATS, TaskConfig
 from .errors import UserError, first_line, hint
 from .hub import find_in_mirror, go_offline_if_unreachable
+from .task_config import FILE_FORMATS, TaskConfig
 
 # Reading a local file is counted by a request to a server; a quick start without a network should not wait for it.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False

@@ -6,11 +6,11 @@ from conftest import ALL_TASKS, write_jsonl
 from multitask.answers import ENDS, MAX_ANSWER_TOKENS, STARTS, best_answers, encode_windows
 from multitask.batches import collate
 from multitask.building import load_tokenizer
-from multitask.config import TaskConfig
 from multitask.data import load_task
 from multitask.encoding import Layout
 from multitask.errors import UserError
 from multitask.hub import find_encoder
+from multitask.task_config import TaskConfig
 from multitask.tasks import TASK_TYPES
 
 LAYOUT = Layout("question_answering", ("question", "context"), "answers")

@@ -6,8 +6,9 @@ import yaml
 from conftest import ROOT
 
 from multitask.command import read_command
-from multitask.config import AdapterConfig, Config, MetricName, TaskConfig, flatten, to_yaml
+from multitask.config import AdapterConfig, Config, flatten, to_yaml
 from multitask.errors import UserError
+from multitask.task_config import MetricName, TaskConfig
 from multitask.tasks import TASK_TYPES
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -7,10 +7,10 @@ import pytest
 from conftest import make_rows, write_jsonl
 
 from multitask.building import load_tokenizer
-from multitask.config import TaskConfig
 from multitask.data import load_task
 from multitask.encoding import value_at
 from multitask.errors import UserError
+from multitask.task_config import TaskConfig
 
 
 @pytest.fixture

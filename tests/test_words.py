@@ -9,11 +9,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from multitask import decoding
 from multitask.building import load_tokenizer
-from multitask.config import TaskConfig
 from multitask.data import load_task
 from multitask.encoding import Layout
 from multitask.errors import UserError
 from multitask.hub import find_encoder
+from multitask.task_config import TaskConfig
 from multitask.words import NO_LABEL, encode_words, predicted_words
 
 WORDS = ["Giraffes", "in", "Johannesburg", ",", "naïve", "ones", "\u200b", "東京"]
