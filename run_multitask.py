@@ -233,8 +233,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         balancing.begin(batch.examples, len(batch.passes), partial(pass_losses, step, batch))
 
         # The loss is a sum over examples divided by the batch size, so how they are spread over passes and devices
-        # makes no difference. Gradients are exchanged in the last pass, where they are averaged over the processes; where
-        # the tasks' agreement is measured, only when it has been.
+        # makes no difference. Gradients are exchanged in the last pass, where they are averaged over the processes (or
+        # after it, in a step that measures whether the tasks agree).
         task_losses = torch.zeros(len(tasks), device=accelerator.device)
         for index, part in enumerate(batch.passes):
             is_last = index == len(batch.passes) - 1
