@@ -107,7 +107,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     state = restore(checkpoint, plain_model, plain_optimizer) if checkpoint else {"step": 0}
     history = History.of(training.metric_for_best_model, patience, state)
     if checkpoint and training.load_best_model_at_end and accelerator.is_main_process:
-        find_best(history, checkpoint, folder, config.checkpoints.remote, accelerator.print)
+        find_best(history, checkpoint, folder, config, accelerator.print)
     shares = mixture.shares(max_steps)
     recorder = Recorder(folder, dataclasses.asdict(config), shares, state.get("run_id"), accelerator)
     log = recorder.log

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,27 +124,24 @@ def find_resumable(
     return None
 
 
-def find_best(
-    history: History, checkpoint: Path, folder: Path, remote: str | None, tell: Callable[[str], None]
-) -> None:
+def find_best(history: History, checkpoint: Path, folder: Path, config: Config, tell: Callable[[str], None]) -> None:
     """Makes sure that a run that goes on has its best checkpoint, or chooses the best among those to come.
 
     Args:
         history: of the run; forgets a best checkpoint that is lost.
-        checkpoint: the one that the run goes on from; the best may be beside it.
+        checkpoint: the one that the run goes on from; the best may be beside it, there or where it was fetched from.
         folder: of the run.
-        remote: where its copies are, if it has any.
+        config: of the run.
         tell: is told of one that is lost.
     """
     step = history.best["step"]
     if step is None:
         return
     best, beside = folder / "checkpoints" / step_name(step), checkpoint.with_name(step_name(step))
-    fetch: list[Callable[[], object]] = [
-        lambda: None,
-        lambda: shutil.copytree(beside, best),
-        lambda: download_checkpoint(remote, step, best) if remote else None,
-    ]
+    url = config.training.resume_from_checkpoint.rstrip("/")
+    places = [place for place in (config.checkpoints.remote, url, url.rpartition("/")[0]) if place]
+    fetch: list[Callable[[], object]] = [lambda: None, lambda: shutil.copytree(beside, best)]
+    fetch += [partial(download_checkpoint, place, step, best) for place in places if place.startswith("gs://")]
     for attempt in fetch:
         with suppress(OSError, UserError, ValueError):
             attempt()

@@ -20,7 +20,7 @@ from multitask.checkpoint import checkpoints_in, read_state
 from multitask.command import read_command
 from multitask.errors import UserError
 from multitask.evaluation import average
-from multitask.gcs import delete_checkpoint
+from multitask.gcs import delete_checkpoint, upload_checkpoint
 from multitask.history import History, check_history, score
 from multitask.resume import step_name
 
@@ -265,6 +265,7 @@ def test_the_best_comes_from_the_bucket_to_an_empty_disk(run, place, tmp_path, c
     assert run("whole", *BEST) == 0
     assert run("parts", *copies, stop_at=5) == 143  # in the evaluation of step 2, which is repeated
     assert run("parts", *copies, stop_at=9) == 143
+    upload_checkpoint(tmp_path / "parts" / "checkpoints" / step_name(2), place)  # if it gave way to a newer one
     shutil.rmtree(tmp_path / "parts")
     assert run("parts", *copies) == 0
     assert "is lost" not in capsys.readouterr().out
@@ -289,9 +290,14 @@ def test_a_best_that_is_lost_gives_way_to_a_later_one(run, place, tmp_path, caps
     assert exported_step(tmp_path / "parts") == final_state(tmp_path / "parts")["best"]["step"] > 4
 
 
-def test_the_best_beside_a_checkpoint_of_another_run_is_found(run, tmp_path):
+@pytest.mark.parametrize("where", ["a folder", "a place", "a copy"])
+def test_the_best_beside_the_checkpoint_of_another_run_is_found(run, place, tmp_path, where):
     assert run("first", *BEST, stop_at=13) == 143
-    assert run("other", *BEST, "--training.resume_from_checkpoint", str(tmp_path / "first")) == 0
+    there = checkpoints_in(tmp_path / "first")
+    for checkpoint in there:
+        upload_checkpoint(checkpoint, place)
+    start = {"a folder": str(tmp_path / "first"), "a place": place, "a copy": f"{place}/{there[0].name}"}[where]
+    assert run("other", *BEST, "--training.resume_from_checkpoint", start) == 0
     assert exported_step(tmp_path / "other") == 2
 
 
