@@ -203,7 +203,8 @@ def _start_wandb(
 def _points_on_server(run: Any) -> Points:
     import wandb
 
-    rows = wandb.Api(timeout=WANDB_TIMEOUT_SECONDS).run(run.path).scan_history()
+    there = wandb.Api(timeout=WANDB_TIMEOUT_SECONDS).run(run.path)
+    rows = there.scan_history(use_cache=False) if there.lastHistoryStep >= 0 else ()
     return {(row["step"], key) for row in rows if "step" in row for key, value in row.items() if value is not None}
 
 
