@@ -97,7 +97,8 @@ class Trackers:
         for name, tracker in list(self.started.items()):
             with self._or_without(name):
                 if name != "wandb":
-                    tracker.log(numbers, step=step)
+                    if numbers:
+                        tracker.log(numbers, step=step)
                 elif new := {k: v for k, v in values.items() if v is not None and (step, k) not in self.known}:
                     # The step is a value, the x axis: W&B's own must never fall, and some numbers come late.
                     tracker.log({"step": step} | {k: _table(v) if isinstance(v, list) else v for k, v in new.items()})
