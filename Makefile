@@ -7,7 +7,7 @@ ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help run-local test quality style quickstart-data baselines dashboard
+.PHONY: help run-local test drill quality style quickstart-data baselines dashboard
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ run-local: .venv/.installed ## Train a mixture on this machine: CONFIG=configs/â
 
 test: .venv/.installed ## Run the tests; those on real data need MULTITASK_DATA_ROOT
 	$(BIN)/python -m pytest
+
+drill: .venv/.installed ## Kill runs, damage checkpoints and disturb uploads by the hundred, and print the counts
+	MULTITASK_DRILL=1 $(BIN)/python -m pytest -m drill
 
 quality: .venv/.installed ## Check format, lint and types
 	$(BIN)/ruff format --check .

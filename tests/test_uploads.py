@@ -146,10 +146,13 @@ def test_a_process_exits_while_an_upload_hangs(proxy, held, place, tmp_path):
     held.set()
 
 
-def test_memory_does_not_grow_with_the_checkpoint(proxy, place, tmp_path):
-    folder = make_checkpoint(tmp_path, 500, 200 << 20)
+@pytest.mark.drill
+def test_memory_does_not_grow_with_the_checkpoint(proxy, place, tmp_path, drill):
+    megabytes = drill(200, 500)
+    folder = make_checkpoint(tmp_path, 500, megabytes << 20)
     run = subprocess.run(
         [sys.executable, "-c", MEASURED, folder, place], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 100, run.stdout
+    drill.says(f"{megabytes} MB went to the bucket and back with {int(run.stdout)} MB of memory more")
