@@ -97,7 +97,8 @@ class Trackers:
         for name, tracker in list(self.started.items()):
             with self._or_without(name):
                 if name != "wandb":
-                    tracker.log(numbers, step=step)
+                    if numbers:
+                        tracker.log(numbers, step=step)
                 elif new := {k: v for k, v in values.items() if v is not None and (step, k) not in self.known}:
                     # The step is a value, the x axis: W&B's own must never fall, and some numbers come late.
                     tracker.log({"step": step} | {k: _table(v) if isinstance(v, list) else v for k, v in new.items()})
@@ -203,7 +204,8 @@ def _start_wandb(
 def _points_on_server(run: Any) -> Points:
     import wandb
 
-    rows = wandb.Api(timeout=WANDB_TIMEOUT_SECONDS).run(run.path).scan_history()
+    there = wandb.Api(timeout=WANDB_TIMEOUT_SECONDS).run(run.path)
+    rows = there.scan_history(use_cache=False) if there.lastHistoryStep >= 0 else ()
     return {(row["step"], key) for row in rows if "step" in row for key, value in row.items() if value is not None}
 
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import run_multitask  # noqa: E402
-from multitask import gcs_objects, report  # noqa: E402
+from multitask import gcs_objects  # noqa: E402
 from multitask.batches import collate  # noqa: E402
 from multitask.building import build_model, load_tokenizer  # noqa: E402
 from multitask.command import read_command  # noqa: E402
@@ -242,7 +242,7 @@ def batch_of(tasks, tokenizer, rows=range(6)):
 def no_pictures(request, monkeypatch):
     """Pictures of a run take longer than most runs here; those of a test marked `pictures` are made."""
     if "pictures" not in request.keywords:
-        monkeypatch.setattr(report, "page", lambda *_: "")
+        monkeypatch.setattr("multitask.report.page", lambda *_: "")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.tracking import get_available_trackers
 from conftest import read_jsonl
 from test_resume import TIMING, start, wait_for_step
+from wandb_server import WandbServer
 
 from multitask import trackers
 from multitask.checkpoint import checkpoints_in, read_state
@@ -104,6 +105,35 @@ def test_a_service_that_is_away_ends_nothing(tmp_path, monkeypatch):
     begin(["wandb"], tmp_path / "run", HISTORY, told).finish()
     assert len(told) == 1 and "W&B cannot be reached (" in told[0] and "wandb sync" in told[0]
     assert wandb_points(tmp_path / "run").keys() >= SENT
+
+
+@pytest.fixture
+def wandb_server(monkeypatch):
+    """A server for a user who has a key."""
+    server = WandbServer()
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    wandb.teardown()
+    yield server
+    wandb.teardown()
+    server.server.shutdown()
+
+
+def test_wandb_online_is_sent_what_the_server_lacks(tmp_path, wandb_server):
+    first = begin(["wandb"], tmp_path / "run", HISTORY[:1])
+    first.log(6, {"train/loss": 0.4})  # after the checkpoint; then the process ends
+    first.finish()
+    wandb.teardown()
+    for values in ({"train/loss": 0.4, "train/grad_norm": 1.0}, {}):
+        again = begin(["wandb"], tmp_path / "run", HISTORY[:3])
+        again.log(6, values)
+        again.log(8, {"train/loss": 0.3})
+        again.finish()
+        wandb.teardown()
+    rows = wandb_server.rows("abcd1234")
+    points = Counter((row["step"], name) for row in rows for name in row if name[0] != "_" and name != "step")
+    assert points == Counter(SENT | {(6, "train/loss"), (6, "train/grad_norm"), (8, "train/loss")})
+    assert [row["_step"] for row in rows] == list(range(len(rows)))  # so that the server takes each
 
 
 class _Tracker:
