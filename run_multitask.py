@@ -46,7 +46,7 @@ from multitask.modes import OTHER_MODES
 from multitask.optim import build_optimizer, check_losses, forget_gradients, learning_rate_schedule
 from multitask.processes import check_share
 from multitask.recorder import Recorder
-from multitask.resume import find_best, load_best, open_run, prune, restore, step_name
+from multitask.resume import checkpoint_at, find_best, load_best, open_run, prune, restore
 from multitask.run_folder import NUMBERS, check_run_folder
 from multitask.shares import Sampling
 from multitask.signals import Stopped, caught_signals, leave_signals_to_parent
@@ -108,8 +108,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     history = History.of(training.metric_for_best_model, patience, state)
     if checkpoint and training.load_best_model_at_end and accelerator.is_main_process:
         find_best(history, checkpoint, folder, config, accelerator.print)
-    shares = mixture.shares(max_steps)
-    recorder = Recorder(folder, dataclasses.asdict(config), shares, state.get("run_id"), accelerator)
+    recorder = Recorder(folder, config, mixture.shares(max_steps), state.get("run_id"), accelerator)
     log = recorder.log
     model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
     if state.get("scaler"):
@@ -194,7 +193,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         }
         numbers = [folder / name for name in NUMBERS if (folder / name).exists()]
         snapshot = take_snapshot(plain_model, plain_optimizer, tokenizer, to_yaml(config), state, numbers)
-        background.start(partial(write, folder / "checkpoints" / step_name(step), snapshot))
+        background.start(partial(write, checkpoint_at(folder, step), snapshot))
         log(step, {"checkpoint/seconds": time.perf_counter() - started})  # that training waited
         if uploads:
             uploads.report(log)
@@ -209,9 +208,11 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         progress.close()
         background.wait()
         accelerator.print(f"stopped by a signal; step {step} of {max_steps} is saved in {folder / 'checkpoints'}")
-        if uploads and not finish_uploads(uploads, [], accelerator.print, log):
-            return 1
-        return 128 + (stop_signal() or signal.SIGTERM)
+        return when_copied(128 + (stop_signal() or signal.SIGTERM))
+
+    def when_copied(status: int, *folders: Path) -> int:
+        best = checkpoint_at(folder, history.best["step"])
+        return status if not uploads or finish_uploads(uploads, folders, print, log, best) else 1
 
     # -- the loop: batch -> losses -> backward -> update -> log / evaluate --------------------------------------------
 
@@ -300,7 +301,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             known = load_best(history, folder, plain_model, print)
         export_run(plain_model, tasks, tokenizer, config, known, folder / "export", not lora or lora.merge)
         print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
-    return 0 if not uploads or finish_uploads(uploads, [folder / "export"], print, log) else 1
+    return when_copied(0, folder / "export", folder / "report")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The project's W&B workspace as code: a section for each task, the mixture, efficiency and checkpoints.
+"""The project's W&B workspace as code: a section for each task, the mixture, agreement, efficiency and checkpoints.
 
     python -m dashboards.workspace --config configs/glue_csqa.yaml
 
@@ -7,6 +7,7 @@ replaces nothing: it publishes a view of its own in the project that the configu
 
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import wandb
 import wandb_workspaces.reports.v2 as panels
@@ -33,12 +34,24 @@ def build(config: Config, entity: str) -> ws.Workspace:
         entity=entity,
         project=config.tracking.project,
         name=f"multitask: {', '.join(config.tasks)}"[:120],
-        sections=sections(metrics, has_uploads=config.checkpoints.remote is not None),
+        sections=sections(
+            metrics,
+            has_uploads=config.checkpoints.remote is not None,
+            has_agreement=config.training.agreement_steps != 0 and _shares_parameters(config),
+            has_loss_weights=config.training.loss_balancing != "static",
+        ),
         settings=ws.WorkspaceSettings(x_axis="step"),
     )
 
 
-def sections(metrics: Mapping[str, Sequence[str]], has_uploads: bool) -> list[ws.Section]:
+def _shares_parameters(config: Config) -> bool:
+    scope = config.adapters.scope if config.adapters else "frozen" if config.model.freeze_encoder else "all"
+    return len(config.tasks) > 1 and scope not in ("per_task", "frozen")
+
+
+def sections(
+    metrics: Mapping[str, Sequence[str]], has_uploads: bool, has_agreement: bool, has_loss_weights: bool
+) -> list[ws.Section]:
     """The sections for tasks with their metrics."""
     found = []
     for task, names in metrics.items():
@@ -54,13 +67,20 @@ def sections(metrics: Mapping[str, Sequence[str]], has_uploads: bool) -> list[ws
         _lines("Learning rate", "train/learning_rate"),
         _lines("Gradient norm, before clipping", "train/grad_norm"),
     ]
+    if has_loss_weights:
+        mixture.append(_lines("Factor of each loss", *(f"train/{task}/loss_weight" for task in metrics)))
+    agreement = [
+        _lines("Cosine between two tasks' gradients", *(f"agreement/{a}/{b}" for a, b in combinations(metrics, 2))),
+        panels.LinePlot(title="The same in each layer", x="step", metric_regex="agreement/[^/]+/[^/]+/[^/]+"),
+    ]
     efficiency = [
         _lines("Tokens per second", "train/tokens_per_second"),
         _lines("Padding, share of the tokens", "train/padding_share"),
     ]
     checkpoints = [_lines("Seconds that training waited", "checkpoint/seconds")]
     checkpoints += [_lines("Seconds of an upload", "checkpoint/upload_seconds")] if has_uploads else []
-    rest = {"mixture": mixture, "efficiency": efficiency, "checkpoints": checkpoints}
+    rest = {"mixture": mixture} | ({"agreement": agreement} if has_agreement else {})
+    rest |= {"efficiency": efficiency, "checkpoints": checkpoints}
     return found + [ws.Section(name=name, panels=some, is_open=name == "mixture") for name, some in rest.items()]
 
 

@@ -1,6 +1,7 @@
 """What a run leaves to look at: its numbers, its predictions, the report of both, and the trackers' copies."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import uuid
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from .config import Config
 from .data import TaskData
 from .errors import first_line
 from .evaluation import Results, average
@@ -30,7 +32,7 @@ class Recorder:
 
     Args:
         folder: of the run.
-        config: of the run, as plain values.
+        config: of the run.
         shares: each task's share of the examples, as planned.
         run_id: of the run that is resumed; None for a new one.
         accelerator: whose main process writes.
@@ -39,21 +41,20 @@ class Recorder:
     def __init__(
         self,
         folder: Path,
-        config: Mapping[str, Any],
+        config: Config,
         shares: Mapping[str, SupportsFloat],
         run_id: str | None,
         accelerator: Accelerator,
     ):
-        self.folder, self.config = folder, shareable(config)
+        self.folder, self.config = folder, shareable(dataclasses.asdict(config))
         self.shares = {task: float(share) for task, share in shares.items()}
         self.run_id = run_id or uuid.uuid4().hex[:8]
         self.accelerator = accelerator
         self.seen: dict[str, dict[str, Any]] = {}
         self.reported, self.complained = 0, False
-        tracking = config["tracking"]
-        names = tracking["report_to"] if accelerator.is_main_process else []
+        names = config.tracking.report_to if accelerator.is_main_process else []
         self.trackers = Trackers(
-            names, tracking["project"], folder, self.run_id, self.config, _history(folder), tqdm.write
+            names, config.tracking.project, folder, self.run_id, self.config, _history(folder), tqdm.write
         )
         accelerator.trackers = [self.trackers]  # all of them, as one; `end_training` finishes it
 

@@ -183,6 +183,11 @@ def _fetch(url: str, here: Path) -> Path:
     return found
 
 
+def checkpoint_at(folder: Path, step: int | None) -> Path | None:
+    """Where a run's checkpoint of a step is; None for no step."""
+    return None if step is None else folder / "checkpoints" / step_name(step)
+
+
 def step_name(step: int) -> str:
     """The name of a checkpoint: `step-00000500`."""
     return f"step-{step:08}"

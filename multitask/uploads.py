@@ -101,6 +101,7 @@ def finish_uploads(
     folders: Sequence[Path],
     tell: Callable[[str], object],
     log: Callable[[int, dict[str, float]], object],
+    best: Path | None = None,
 ) -> bool:
     """Waits until the last checkpoint is in the bucket, and copies what a run has made besides.
 
@@ -109,6 +110,7 @@ def finish_uploads(
         folders: each is copied to `URL/NAME` beside them.
         tell: gets a line about what could not be copied.
         log: gets how long the last copies took, as `Uploader.report` gives it.
+        best: a checkpoint that is to be there besides the last; a newer one may have taken its place in the queue.
 
     Returns:
         Whether all is in the bucket; what is here stays in either case.
@@ -117,9 +119,11 @@ def finish_uploads(
     uploads.report(log)
     if not is_done:
         tell(f"{uploads.url}: the last checkpoint is not there; it stays on this machine")
-    for folder in folders:
+    copies = [(gcs.upload_checkpoint, best, uploads.url)] if best else []
+    copies += [(gcs.upload_folder, folder, f"{uploads.url.rstrip('/')}/{folder.name}") for folder in folders]
+    for copy, folder, url in copies:
         try:
-            gcs.upload_folder(folder, f"{uploads.url.rstrip('/')}/{folder.name}")
+            copy(folder, url)
         except Exception as error:
             is_done = False
             tell(f"{uploads.url}: copying {folder} failed: {first_line(error)}")

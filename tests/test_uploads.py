@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, make_checkpoint
 
 from multitask.gcs import list_checkpoints
-from multitask.uploads import Uploader
+from multitask.uploads import Uploader, finish_uploads
 
 # The memory of a process that makes a checkpoint of some size copies of it; prints how much it grew, in MB.
 MEASURED = """
@@ -67,6 +67,17 @@ def test_all_arrive_and_the_old_ones_go(uploader, place, warnings, tmp_path):
     assert logged.keys() == {1, 2, 3} and all(0 < line["checkpoint/upload_seconds"] < 20 for line in logged.values())
     uploader.report(lambda *_: pytest.fail("it has been reported"))
     assert warnings == []
+
+
+def test_at_the_end_the_best_is_there_too(uploader, bucket, place, tmp_path):
+    best, last = make_checkpoint(tmp_path, 1), make_checkpoint(tmp_path, 2)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "index.html").write_text("<p>")
+    uploader.submit(last)  # it took the place of the best, which was still waiting
+    said: list[str] = []
+    assert finish_uploads(uploader, [tmp_path / "report", tmp_path / "none"], said.append, lambda *_: None, best)
+    assert list_checkpoints(place) == [1, 2] and said == []
+    assert bucket.blob("runs/a/report/index.html").exists()
 
 
 def test_a_slow_bucket_gets_the_newest(uploader, held, place, tmp_path):
