@@ -51,6 +51,7 @@ from multitask.processes import from_main_process
 from multitask.resume import fetch_missing, find_resumable, prune, restore, step_name
 from multitask.run_folder import NUMBERS, append_metrics, check_run_folder, open_run_folder, write_results
 from multitask.signals import Stopped, caught_signals, leave_signals_to_parent
+from multitask.static_shapes import begin_pass, end_graph, uses_static_shapes
 from multitask.summary import oddities, parameters_table, results_table, tasks_table
 from multitask.tasks import example_losses
 from multitask.terminal import progress_bar, quiet_libraries, show
@@ -101,7 +102,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     accelerator.print(tasks_table(tasks, shares, training.batch_size, max_steps), end="\n\n")
     accelerator.print(parameters_table(plain_model), end="\n\n")
     num_examples = {name: mixture.given(name, max_steps) for name in sizes}
-    for note in oddities(tasks, num_examples, training.max_tokens_per_pass):
+    static = uses_static_shapes(training.static_shapes, accelerator.device)
+    for note in oddities(tasks, num_examples, training.max_tokens_per_pass, static):
         accelerator.print(f"note: {note}")
     if command.dry_run:
         accelerator.print(f"\n{to_yaml(config)}")
@@ -138,7 +140,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     # -- batches, prepared in the background --------------------------------------------------------------------------
 
     share = {"num_devices": accelerator.num_processes, "device": accelerator.process_index}
-    steps = StepDataset(mixture, splits, pad, training.max_tokens_per_pass, **share)
+    steps = StepDataset(mixture, splits, pad, training.max_tokens_per_pass, **share, static_shapes=static)
     loader = DataLoader(
         steps,
         batch_size=None,
@@ -160,7 +162,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     def logits_of(task, split):
         if ends_now():
             raise Stopped
-        return predict(plain_model, task.name, split, accelerator, pad, training.max_tokens_per_pass)
+        return predict(plain_model, task.name, split, accelerator, pad, training.max_tokens_per_pass, static)
 
     def evaluate_now(step: int) -> dict | None:
         progress.set_description("evaluating")
@@ -232,17 +234,16 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         # makes no difference. Gradients are exchanged in the last pass, where they are averaged over the processes.
         task_losses = torch.zeros(len(tasks), device=accelerator.device)
         for index, part in enumerate(batch.passes):
-            torch.manual_seed(key_of(training.seed, step, accelerator.process_index, index))
+            begin_pass(key_of(training.seed, step, accelerator.process_index, index))
             part = send_to_device(part, accelerator.device, non_blocking=True)
             is_last = index == len(batch.passes) - 1
             with nullcontext() if is_last else accelerator.no_sync(model):
                 logits = model({name: of_task["inputs"] for name, of_task in part.items()})
-                sums = torch.stack(
-                    [example_losses(task.type, logits[task.name], part[task.name]["labels"]).sum() for task in tasks]
-                )
+                sums = torch.stack([example_losses(t.type, logits[t.name], part[t.name]).sum() for t in tasks])
                 loss = (weights * sums).sum() / training.batch_size
                 accelerator.backward(loss * accelerator.num_processes)
             task_losses += sums.detach()
+        end_graph()
 
         # What all processes must know travels together: the losses, and whether one has been sent a signal.
         *losses, ends = accelerator.reduce(torch.cat([task_losses, task_losses.new_tensor([stop_signal()])])).tolist()

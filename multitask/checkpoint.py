@@ -53,7 +53,8 @@ def save_checkpoint(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(trained_weights(model), partial / "model.safetensors", metadata={"format": "pt"})
+    weights = {name: weight.cpu() for name, weight in trained_weights(model).items()}  # XLA's tensors have no address
+    save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
     save_optimizer(optimizer, model, partial / "optimizer.safetensors")
     first: Any = next(iter(model.tasks.values()))
     encoder_config = type(first.config).from_dict(first.config.to_dict())
@@ -180,7 +181,7 @@ def load_trained_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Non
 def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
     """Writes what an optimizer knows of each parameter, by the parameter's name."""
     tensors = {
-        f"{name}/{key}": value.detach().contiguous()
+        f"{name}/{key}": value.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }

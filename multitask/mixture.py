@@ -1,6 +1,7 @@
 """Which rows make up a step: a pure function of (seed, step), with no state to save and nothing to communicate."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -94,6 +95,11 @@ class Mixture:
         below, above = self._cumulative[task]
         examples = self.batch_size * step
         return above.numerator * examples // above.denominator - below.numerator * examples // below.denominator
+
+    def most_rows(self, task: str) -> int:
+        """As many examples as `task` ever has in one step, or one more."""
+        below, above = self._cumulative[task]
+        return min(self.batch_size, math.ceil((above - below) * self.batch_size) + 1)
 
     def rows(self, task: str, start: int, stop: int) -> Rows:
         """Row numbers at positions `start` to `stop` of the task's endless stream, shortest row first."""

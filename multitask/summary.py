@@ -7,6 +7,7 @@ from .adapters import SHARED
 from .data import TaskData
 from .evaluation import Results, average
 from .model import MultitaskModel
+from .static_shapes import num_graphs, static_lengths
 
 
 def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, Fraction], batch_size: int, max_steps: int) -> str:
@@ -54,15 +55,22 @@ def parameters_table(model: MultitaskModel) -> str:
     return format_table(lines)
 
 
-def oddities(tasks: Sequence[TaskData], num_examples: Mapping[str, int], max_tokens_per_pass: int) -> list[str]:
+def oddities(
+    tasks: Sequence[TaskData], num_examples: Mapping[str, int], max_tokens_per_pass: int, static_shapes: bool = False
+) -> list[str]:
     """A sentence for whatever is worth knowing before hours are spent on it.
 
     Args:
         tasks: those of the run.
         num_examples: how many examples each gets in the whole run.
         max_tokens_per_pass: in padded tokens.
+        static_shapes: whether they are used.
     """
     notes = []
+    if static_shapes:
+        train = {task.name: task.train for task in tasks}
+        lengths = ", ".join(f"{name} {static_lengths(split)}" for name, split in train.items())
+        notes.append(f"static shapes: {num_graphs(train)} graphs of training passes, lengths by task: {lengths}")
     for task in tasks:
         if not num_examples[task.name]:
             notes.append(f"{task.name}: its share is too small for a single example in this run; it is not trained")
