@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import is_torch_xla_available, send_to_device
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
 from multitask.adapters import add_adapters
@@ -47,7 +47,7 @@ from multitask.mixture import Mixture, key_of, sampling_shares
 from multitask.model import checkpoint_gradients
 from multitask.modes import OTHER_MODES
 from multitask.optim import build_optimizer, check_losses, learning_rate_schedule
-from multitask.processes import from_main_process
+from multitask.processes import check_share, from_main_process, start_accelerator
 from multitask.resume import fetch_missing, find_resumable, prune, restore, step_name
 from multitask.run_folder import NUMBERS, append_metrics, check_run_folder, open_run_folder, write_results
 from multitask.signals import Stopped, caught_signals, leave_signals_to_parent
@@ -65,11 +65,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     folder = Path(training.output_dir)
     log = partial(append_metrics, folder)
     check_run_folder(folder, config)
-    if training.batch_size < accelerator.num_processes:
-        raise UserError(
-            f"training.batch_size: {training.batch_size} examples a step cannot be shared by "
-            f"{accelerator.num_processes} processes"
-        )
+    check_share(training.batch_size, accelerator.num_processes)
 
     # -- data: every task's rows, tokenised once; the other processes read what the first one cached ------------------
 
@@ -293,14 +289,13 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     return 0 if not uploads or finish_uploads(uploads, remote, [folder / "export"], print, log) else 1
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Called by this name in each process on a TPU."""
     arguments = sys.argv[1:]
     try:
         command = read_command(arguments, __doc__.split("\n\n")[0])
         quiet_libraries()
-        # Without `cpu`, Accelerate would take several processes on CPUs for as many runs of one process each.
-        no_accelerator = not torch.accelerator.is_available() and not is_torch_xla_available()
-        accelerator = Accelerator(cpu=no_accelerator)
+        accelerator = start_accelerator()
         if command.mode == "train":
             with caught_signals() as stop_signal:
                 status = train(command, accelerator, stop_signal)
@@ -317,3 +312,7 @@ if __name__ == "__main__":
         else:  # all processes find the same mistake, and the launcher ends all with the first: let rank 0 speak
             time.sleep(5)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
