@@ -284,7 +284,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     accelerator.print(f"\n{results_table(results, tasks)}")
     if accelerator.is_main_process:
         known = read_state(checkpoints_in(folder)[0])
-        export_run(plain_model, tasks, tokenizer, config, known, folder / "export", not lora or lora.merge)
+        export_run(plain_model.cpu(), tasks, tokenizer, config, known, folder / "export", not lora or lora.merge)
         print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
     return 0 if not uploads or finish_uploads(uploads, remote, [folder / "export"], print, log) else 1
 
