@@ -23,7 +23,7 @@ check = $(if $(shell $(call settings,$(1)) $(PYTHON) -m cloud.settings $(1)),$(e
 	docker-check create-bucket check-bucket cloud-train cloud-logs verify-model tpu-train
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
 
 .venv/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -39,10 +39,10 @@ test: .venv/.installed ## Run the tests; those on real data need MULTITASK_DATA_
 test-xla: .venv-xla/.installed ## Run the tests on XLA, on the CPU: 8 GB of packages in .venv-xla
 	PJRT_DEVICE=CPU .venv-xla/bin/python -m pytest -n0 tests/test_xla.py
 
+# PyTorch/XLA is built for a PyTorch of its own.
 .venv-xla/.installed: requirements.txt requirements-dev.txt requirements-xla.txt
 	$(PYTHON) -m venv .venv-xla
-	cat requirements.txt requirements-dev.txt requirements-xla.txt | grep -vE '^(-r|torch==$(shell sed -n 's/^torch==//p' requirements.txt)$$)' \
-		> .venv-xla/requirements.txt
+	grep -hvE '^(-r|torch==|hadolint)' requirements.txt requirements-dev.txt | cat - requirements-xla.txt > .venv-xla/requirements.txt
 	.venv-xla/bin/pip install --quiet --disable-pip-version-check -r .venv-xla/requirements.txt
 	touch $@
 
@@ -90,11 +90,11 @@ check-bucket:
 		&& { [ "$$owner" = "$$own" ] || { echo "error: BUCKET: gs://$(BUCKET) belongs to project number $$owner, \
 	PROJECT $(PROJECT) is number $$own; bucket names are everyone's, choose another" >&2; exit 2; }; }
 
-cloud-train: check-bucket ## Build and push the image, and train on Vertex AI
+cloud-train: ## Build and push the image, and train on Vertex AI
 	$(call check,PROJECT REGION BUCKET REPOSITORY TAG JOB_NAME CONFIG SERVICE_ACCOUNT)
 	@mkdir -p build
 	@$(PYTHON) -m cloud.job > build/job.yaml
-	@$(MAKE) --no-print-directory docker-build
+	@$(MAKE) --no-print-directory check-bucket docker-build
 	docker tag $(LOCAL_IMAGE) $(IMAGE)
 	docker push $(IMAGE)
 	gcloud ai custom-jobs create --project=$(PROJECT) --region=$(REGION) --display-name=$(JOB_NAME) --config=build/job.yaml

@@ -221,8 +221,7 @@ def test_a_setting_that_cannot_be_right(make, target, options, message):
 )  # fmt: skip
 def test_a_job_that_cannot_be_is_told_before_anything_is_built(make, options, message):
     done, calls = make("cloud-train", **options)
-    assert done.returncode == 2 and message in done.stderr
-    assert {call[0] for call in calls} == {"gcloud"} and all("describe" in call for call in calls)
+    assert (done.returncode, calls) == (2, []) and message in done.stderr
 
 
 def test_a_bucket_of_another_project(make):
@@ -304,7 +303,7 @@ def test_the_image_holds_code_and_nothing_else():
         line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")
     ]
     assert ignored == "*" and all(line.startswith("!") for line in allowed)
-    copied = {match for match in re.findall(r"^COPY (\S+)", (ROOT / "Dockerfile").read_text(), re.M)}
+    copied = set(re.findall(r"^COPY (\S+)", (ROOT / "Dockerfile").read_text(), re.M))
     assert copied == {line[1:].split("/")[0] for line in allowed}
     found = [path for line in allowed for path in ROOT.glob(line[1:])]
     assert len(found) > 50 and not any(path.name.startswith(".env") for path in found)
