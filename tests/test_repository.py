@@ -33,8 +33,9 @@ def test_the_readme_names_only_what_exists():
     assert {"run-local", "test"} <= targets
     assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.M)] == []
     paths = set(
-        re.findall(r"(?<![\w/])((?:accelerate_configs|configs|multitask|quickstart|tests)/[\w./-]*\w)", readme)
+        re.findall(r"(?<![\w/])((?:accelerate_configs|cloud|configs|multitask|quickstart|tests)/[\w./-]*\w)", readme)
     )
     assert len(paths) >= 4 and [path for path in paths if not (ROOT / path).exists()] == []
     modules = {path.name for path in (ROOT / "multitask").glob("*.py")} - {"__init__.py"}
+    modules |= {path.name for path in (ROOT / "cloud").glob("[!_]*") if path.is_file()}
     assert [name for name in modules if name not in readme] == []  # the file map is complete
