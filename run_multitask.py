@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 from multitask.adapters import add_adapters
 from multitask.batches import StepDataset
 from multitask.building import build_model, load_tokenizer
-from multitask.checkpoint import checkpoints_in, read_state, save_checkpoint
+from multitask.checkpoint import checkpoints_in, load_checkpoint, read_state, save_checkpoint, take_part_in_saving
 from multitask.command import Command, read_command
 from multitask.config import to_yaml
 from multitask.data import load_tasks
@@ -98,7 +98,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     accelerator.print(tasks_table(tasks, shares, training.batch_size, max_steps), end="\n\n")
     accelerator.print(parameters_table(plain_model), end="\n\n")
     num_examples = {name: mixture.given(name, max_steps) for name in sizes}
-    static = uses_static_shapes(training.static_shapes, accelerator.device)
+    static = uses_static_shapes(training.static_shapes, accelerator)
     for note in oddities(tasks, num_examples, training.max_tokens_per_pass, static):
         accelerator.print(f"note: {note}")
     if command.dry_run:
@@ -122,8 +122,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
 
     plain_model.to(accelerator.device)
     plain_optimizer = build_optimizer(plain_model, training.learning_rate, training.weight_decay)
-    state = restore(checkpoint, plain_model, plain_optimizer) if checkpoint else {"step": 0}
     model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
+    state = restore(checkpoint, plain_model, plain_optimizer) if checkpoint else {"step": 0}
     if state.get("scaler"):
         accelerator.scaler.load_state_dict(state["scaler"])
     # Not prepared by Accelerate, which would step it once per process: it is a function of the step.
@@ -176,7 +176,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
 
     def save(step: int, results: dict | None) -> None:
         if not accelerator.is_main_process:
-            return
+            return take_part_in_saving(plain_model, plain_optimizer)
         started = time.perf_counter()
         if results and average(results) > best["average"]:
             best.update(step=step, average=average(results))
@@ -283,8 +283,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
 
     accelerator.print(f"\n{results_table(results, tasks)}")
     if accelerator.is_main_process:
-        known = read_state(checkpoints_in(folder)[0])
-        export_run(plain_model.cpu(), tasks, tokenizer, config, known, folder / "export", not lora or lora.merge)
+        newest = checkpoints_in(folder)[0]
+        known, (trained, *_) = read_state(newest), load_checkpoint(newest, config)
+        export_run(trained, tasks, tokenizer, config, known, folder / "export", not lora or lora.merge)
         print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
     return 0 if not uploads or finish_uploads(uploads, remote, [folder / "export"], print, log) else 1
 

@@ -29,6 +29,7 @@ def compute_logits(
     pad_token_id: int,
     max_tokens_per_pass: int,
     static_shapes: bool = False,
+    num_passes: int = 0,
 ) -> dict[str, Tensor]:
     """The logits of tasks that read the same sequences and use the same adapters: the encoder computes once for all.
 
@@ -40,6 +41,7 @@ def compute_logits(
         pad_token_id: fills `input_ids`.
         max_tokens_per_pass: limit of padded tokens at a time.
         static_shapes: whether to compute in the few shapes of `static_shapes.py`.
+        num_passes: with static shapes, as many at least.
 
     Returns:
         For each task a tensor of shape (rows, outputs), or (rows, tokens, outputs) with zeros behind a sequence's end,
@@ -51,10 +53,11 @@ def compute_logits(
     computed: list[int] = []
     if static_shapes:
         passes = split_statically(by_length, split, len(rows), max_tokens_per_pass)
+        passes += [by_length[:0]] * (num_passes - len(passes))
     else:
         passes = [of_pass[""] for of_pass in split_into_passes({"": by_length}, {"": split}, max_tokens_per_pass)]
     for numbers in passes:
-        longest = int(split.length[numbers].max())
+        longest = int(split.length[numbers].max(initial=0))
         shape = static_shape(split, longest, len(rows), max_tokens_per_pass) if static_shapes else None
         inputs = send_to_device(collate(split, numbers, pad_token_id, shape)["inputs"], device)
         with model.encoder_once():
@@ -92,9 +95,12 @@ def predict(
         FloatingPointError: if one of them is infinite or not a number.
     """
     by_length = np.argsort(split.length, kind="stable")
-    own = by_length[accelerator.process_index :: accelerator.num_processes]
-    own = own if len(own) else by_length[:1]  # a device too many computes a row again
-    logits = compute_logits(model, [task], split, own, pad_token_id, max_tokens_per_pass, static_shapes)[task]
+    # A device too many computes a row again.
+    shares = [by_length[number :: accelerator.num_processes] for number in range(accelerator.num_processes)]
+    shares = [share if len(share) else by_length[:1] for share in shares]
+    own = shares[accelerator.process_index]
+    most = max(len(split_statically(share, split, len(share), max_tokens_per_pass)) for share in shares)
+    logits = compute_logits(model, [task], split, own, pad_token_id, max_tokens_per_pass, static_shapes, most)[task]
     numbers = torch.as_tensor(own.copy(), device=accelerator.device)
     every_number = accelerator.gather(accelerator.pad_across_processes(numbers, pad_index=-1)).cpu().numpy()
     every_logit = accelerator.gather(accelerator.pad_across_processes(logits)).cpu().numpy()

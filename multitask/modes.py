@@ -30,7 +30,7 @@ def evaluate(command: Command, accelerator: Accelerator) -> None:
     for task in tasks:
         if task.labels != labels[task.name]:
             raise UserError(f"tasks.{task.name}.label: the data has {task.labels}, the checkpoint {labels[task.name]}")
-    static = uses_static_shapes(config.training.static_shapes, accelerator.device)
+    static = uses_static_shapes(config.training.static_shapes, accelerator)
     model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True)
     results = evaluate_tasks(
         tasks,

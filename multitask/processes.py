@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, is_torch_xla_available, parse_flag_from_env
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    is_torch_xla_available,
+    parse_flag_from_env,
+)
 
 from .errors import UserError
 
@@ -49,7 +55,14 @@ def start_accelerator() -> Accelerator:
             f"--num_processes takes the number of GPUs of all machines"
         )
     # Without `cpu`, Accelerate would take several processes on CPUs for as many runs of one process each.
-    return Accelerator(cpu=not there)
+    accelerator = Accelerator(cpu=not there)
+    if not there and accelerator.num_processes > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        # Accelerate shares weights out among GPUs only; the processes of a CPU can do so too.
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError("fsdp_version: 1 is not supported; 2 is, as in accelerate_configs/fsdp.yaml")
+    return accelerator
 
 
 def check_share(batch_size: int, num_processes: int) -> None:

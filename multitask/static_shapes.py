@@ -7,16 +7,26 @@ length alone, and a pass holds one task. So a run has as many graphs of passes a
 from collections.abc import Mapping
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import is_torch_xla_available
 
 from .data import Split
+from .errors import UserError
 
 SHORTEST = 16  # below, a graph of its own saves nothing
 
 
-def uses_static_shapes(setting: bool | None, device: torch.device) -> bool:
-    """Whether to use them: as it is set; where it is not, on XLA."""
-    return device.type == "xla" if setting is None else setting
+def uses_static_shapes(setting: bool | None, accelerator: Accelerator) -> bool:
+    """Whether to use them: as it is set; where it is not, on XLA, and with FSDP.
+
+    There, processes fetch a layer's weights from each other, and so must compute the same layers in the same order.
+
+    Raises:
+        UserError: if they are switched off where they are needed.
+    """
+    if setting is False and accelerator.is_fsdp2:
+        raise UserError("training.static_shapes: false is not possible with FSDP; leave it out")
+    return accelerator.device.type == "xla" or accelerator.is_fsdp2 if setting is None else setting
 
 
 def static_lengths(split: Split) -> list[int]:

@@ -1,5 +1,8 @@
 """Batches of few shapes: the numbers are those of any other batches, and the shapes are as few as is said."""
 
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from test_batches import SPLITS, make_mixture
 import run_multitask
 from multitask.batches import StepDataset, collate
 from multitask.command import read_command
+from multitask.errors import UserError
 from multitask.evaluation import predict
 from multitask.static_shapes import num_graphs, static_lengths, uses_static_shapes
 
@@ -110,9 +114,15 @@ def test_labels_of_tokens_are_as_long_as_the_tokens(make):
         assert (batch["inputs"]["attention_mask"].sum(1) > 0).all()
 
 
-def test_they_are_on_by_themselves_on_xla_alone():
-    found = [uses_static_shapes(setting, torch.device(d)) for d in ("xla", "cpu") for setting in (None, True, False)]
-    assert found == [True, True, False, False, True, False]
+def test_they_are_on_by_themselves_on_xla_and_with_fsdp_alone():
+    def found(device, is_fsdp2, setting):
+        return uses_static_shapes(setting, SimpleNamespace(device=torch.device(device), is_fsdp2=is_fsdp2))
+
+    assert [found("xla", False, setting) for setting in (None, True, False)] == [True, True, False]
+    assert [found("cpu", False, setting) for setting in (None, True, False)] == [False, True, False]
+    assert [found("cuda", True, setting) for setting in (None, True)] == [True, True]
+    with pytest.raises(UserError, match="training.static_shapes: false is not possible with FSDP; leave it out"):
+        found("cuda", True, False)
 
 
 def test_a_dry_run_says_how_many_graphs_there_will_be(mixture_config, write_config, capsys):
@@ -123,3 +133,21 @@ def test_a_dry_run_says_how_many_graphs_there_will_be(mixture_config, write_conf
         )
         out = capsys.readouterr().out
         assert ("note: static shapes: 5 graphs of training passes, lengths by task: similar [16, " in out) is note, out
+
+
+def test_fsdp_makes_the_update_of_one_process(train, program, mixture_config, write_config, tmp_path):
+    """Each of two processes keeps a half of the weights; stopped half-way, one process alone can go on, and they can."""
+    mixture_config["training"] |= {"save_steps": 3, "save_total_limit": None}
+    usual, folder = train(), tmp_path / "fsdp"
+    options = ["--config", write_config(mixture_config), "--training.output_dir", str(folder)]
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    fsdp |= {"FSDP_RESHARD_AFTER_FORWARD": "true"}
+    done = program(*options, processes=2, **fsdp)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(numbers(folder), numbers(usual), rtol=1e-4)
+    assert "note: static shapes: " in done.stdout  # by themselves, as weights are shared out
+    whole = numbers(folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000006")
+    again = program(*options, processes=2, **fsdp)
+    assert again.returncode == 0 and "going on from" in again.stdout, again.stderr
+    assert (numbers(folder) == whole).all()
