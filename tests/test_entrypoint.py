@@ -28,7 +28,7 @@ from multitask.gcs import list_checkpoints
 def start(mixture_config, write_config):
     """Starts the entry point in a process: `start("--training.seed", "1", LAUNCH="cpu")`."""
     mixture_config["model"]["dropout"] = 0.1
-    mixture_config["training"] |= {"max_steps": 200, "save_steps": 50}
+    mixture_config["training"] |= {"max_steps": 60, "save_steps": 20}
     config = write_config(mixture_config)
     started: list[subprocess.Popen] = []
 
@@ -64,12 +64,12 @@ def test_three_times_stopped_on_a_machine_that_disappears(start, place, tmp_path
     for _ in range(3):
         starts.append(list_checkpoints(place)[-1] if starts else 0)
         process = start(*options)
-        wait_for_step(process, folder, starts[-1] + 10)
+        wait_for_step(process, folder, starts[-1] + 4)
         process.send_signal(signal.SIGTERM)
         assert process.wait(300) == 143, process.communicate()[1]
         assert checkpoints_in(folder)[0].name == f"step-{list_checkpoints(place)[-1]:08}"  # saved, and uploaded
         shutil.rmtree(folder)
-    assert starts == sorted(set(starts)) and list_checkpoints(place)[-1] < 200
+    assert starts == sorted(set(starts)) and list_checkpoints(place)[-1] < 60
     process = start(*options)
     assert process.wait(300) == 0, process.communicate()[1]
     assert "going on from" in process.communicate()[0]
@@ -79,7 +79,7 @@ def test_three_times_stopped_on_a_machine_that_disappears(start, place, tmp_path
         [[line[name] for name in names] for line in read_jsonl(run / "metrics.jsonl") if names[0] in line]
         for run in (folder, tmp_path / "whole")
     ]
-    assert len(curves[0]) == 200 and curves[0] == curves[1]
+    assert len(curves[0]) == 60 and curves[0] == curves[1]
 
 
 def test_several_processes_get_the_signal_too(start, place, tmp_path):
