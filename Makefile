@@ -7,10 +7,23 @@ ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help run-local test drill quality style quickstart-data baselines dashboard
+# Settings for Docker and Google Cloud; the command line and the environment come first.
+-include .env
+TAG ?= latest
+IMAGE = $(REGION)-docker.pkg.dev/$(PROJECT)/$(REPOSITORY)/multitask:$(TAG)
+LOCAL_IMAGE = multitask:$(TAG)
+REMOTE = gs://$(BUCKET)/$(JOB_NAME)
+export PROJECT REGION BUCKET REPOSITORY SERVICE_ACCOUNT JOB_NAME CONFIG ARGS TAG MACHINE_TYPE ACCELERATOR_TYPE \
+	ACCELERATOR_COUNT REPLICAS SPOT TIMEOUT_HOURS TPU_MACHINE_TYPE TPU_TOPOLOGY WANDB_SECRET
+# Stops, naming it, at a setting that is missing or cannot be right. (`export` reaches no $(shell) before make 4.4.)
+settings = $(foreach name,$(1),$(name)='$(subst ','\'',$($(name)))')
+check = $(if $(shell $(call settings,$(1)) $(PYTHON) -m cloud.settings $(1)),$(error $(shell $(call settings,$(1)) $(PYTHON) -m cloud.settings $(1))))
+
+.PHONY: help run-local test test-xla drill quality style quickstart-data baselines dashboard docker-build docker-local-train \
+	docker-check create-bucket check-bucket cloud-train cloud-logs verify-model tpu-train
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
 
 .venv/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -26,10 +39,21 @@ test: .venv/.installed ## Run the tests; those on real data need MULTITASK_DATA_
 drill: .venv/.installed ## Kill runs, damage checkpoints and disturb uploads by the hundred, and print the counts
 	MULTITASK_DRILL=1 $(BIN)/python -m pytest -m drill
 
-quality: .venv/.installed ## Check format, lint and types
+test-xla: .venv-xla/.installed ## Run the tests on XLA, on the CPU: 8 GB of packages in .venv-xla
+	PJRT_DEVICE=CPU .venv-xla/bin/python -m pytest -n0 tests/test_xla.py
+
+# PyTorch/XLA is built for a PyTorch of its own.
+.venv-xla/.installed: requirements.txt requirements-dev.txt requirements-xla.txt
+	$(PYTHON) -m venv .venv-xla
+	grep -hvE '^(-r|torch==|hadolint)' requirements.txt requirements-dev.txt | cat - requirements-xla.txt > .venv-xla/requirements.txt
+	.venv-xla/bin/pip install --quiet --disable-pip-version-check -r .venv-xla/requirements.txt
+	touch $@
+
+quality: .venv/.installed ## Check format, lint, types and the Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 style: .venv/.installed ## Format the code and mend what lint can mend
 	$(BIN)/ruff format .
@@ -43,3 +67,55 @@ baselines: .venv/.installed ## What a constant and a bag of words reach on the q
 
 dashboard: .venv/.installed ## Publish the W&B workspace of a mixture: CONFIG=configs/….yaml
 	@$(BIN)/python -m dashboards.workspace --config $(CONFIG) $(ARGS)
+
+# -- Docker -----------------------------------------------------------------------------------------------------------
+
+docker-build: ## Build the training image; BASE_IMAGE and INDEX choose between GPU and CPU
+	$(call check,TAG)
+	docker build --tag $(LOCAL_IMAGE) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+		$(if $(INDEX),--build-arg INDEX=$(INDEX)) $(if $(TORCH),--build-arg "TORCH=$(TORCH)") .
+
+docker-local-train: docker-build ## Train in a container on this machine; its GPUs with DOCKER_ARGS="--gpus all --shm-size 2g"
+	mkdir -p runs && chmod a+rwx runs
+	docker run --rm --init=false --volume $(CURDIR)/runs:/app/runs $(DOCKER_ARGS) $(LOCAL_IMAGE) --config $(CONFIG) $(ARGS)
+
+docker-check: ## Without Docker, as root on Debian: build the image with buildah and run the quick start in it
+	bash cloud/check_image.sh
+
+# -- Google Cloud -----------------------------------------------------------------------------------------------------
+
+create-bucket: ## Make the bucket for checkpoints and models: uniform access, never public
+	$(call check,PROJECT REGION BUCKET)
+	gcloud storage buckets create gs://$(BUCKET) --project=$(PROJECT) --location=$(REGION) \
+		--uniform-bucket-level-access --public-access-prevention
+
+check-bucket:
+	$(call check,PROJECT BUCKET)
+	@owner=$$(gcloud storage buckets describe gs://$(BUCKET) --raw --format='value(projectNumber)') \
+		&& own=$$(gcloud projects describe $(PROJECT) --format='value(projectNumber)') \
+		&& { [ "$$owner" = "$$own" ] || { echo "error: BUCKET: gs://$(BUCKET) belongs to project number $$owner, \
+	PROJECT $(PROJECT) is number $$own; bucket names are everyone's, choose another" >&2; exit 2; }; }
+
+cloud-train: ## Build and push the image, and train on Vertex AI
+	$(call check,PROJECT REGION BUCKET REPOSITORY TAG JOB_NAME CONFIG SERVICE_ACCOUNT)
+	@mkdir -p build
+	@$(PYTHON) -m cloud.job > build/job.yaml
+	@$(MAKE) --no-print-directory check-bucket docker-build
+	docker tag $(LOCAL_IMAGE) $(IMAGE)
+	docker push $(IMAGE)
+	gcloud ai custom-jobs create --project=$(PROJECT) --region=$(REGION) --display-name=$(JOB_NAME) --config=build/job.yaml
+
+tpu-train: ## The same on a TPU: TPU_MACHINE and TPU_TOPOLOGY
+	$(call check,TPU_MACHINE TPU_TOPOLOGY)
+	@$(MAKE) --no-print-directory cloud-train TPU_MACHINE_TYPE=$(TPU_MACHINE) TAG=$(TAG)-tpu \
+		BASE_IMAGE=python:3.12-slim-bookworm TORCH="torch==2.9.0 torch_xla[tpu]==2.9.0"
+
+cloud-logs: ## Follow what the newest job of that name prints
+	$(call check,PROJECT REGION JOB_NAME)
+	@job=$$(gcloud ai custom-jobs list --project=$(PROJECT) --region=$(REGION) --filter=displayName=$(JOB_NAME) \
+		--sort-by=~createTime --limit=1 --format='value(name)') \
+		&& gcloud ai custom-jobs stream-logs "$$job" --project=$(PROJECT) --region=$(REGION)
+
+verify-model: .venv/.installed ## Check the bucket's checkpoints against their manifests
+	$(call check,BUCKET JOB_NAME)
+	$(BIN)/python -m multitask.checkpoint verify $(REMOTE)

@@ -6,9 +6,7 @@ On the CPU, on one GPU, on all GPUs of a machine:
     accelerate launch --config_file accelerate_configs/single_gpu.yaml run_multitask.py --config configs/glue_csqa.yaml
     accelerate launch --config_file accelerate_configs/multi_gpu.yaml run_multitask.py --config configs/glue_csqa.yaml
 
-Every key of the configuration is an option: --training.learning_rate 2e-5 --tasks.rte.weight 2
-What has been trained is evaluated again, asked, and exported again with --mode evaluate, predict and export.
-"""
+Every key of the configuration is an option: --training.learning_rate 2e-5 --tasks.rte.weight 2"""
 
 import dataclasses
 import math
@@ -22,15 +20,15 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import is_torch_xla_available, send_to_device
+from accelerate.utils import send_to_device
 
 from multitask.adapters import freeze_or_adapt
 from multitask.agreement import Agreement
 from multitask.background import Background
 from multitask.balancing import build_balancing
-from multitask.batches import Step, StepDataset, StepLoader
+from multitask.batches import Step, StepDataset, StepLoader, num_rows
 from multitask.building import build_model, load_tokenizer
-from multitask.checkpoint import Snapshot, take_snapshot, write_checkpoint
+from multitask.checkpoint import Snapshot, load_checkpoint, take_part_in_saving, take_snapshot, write_checkpoint
 from multitask.command import Command, read_command
 from multitask.config import to_yaml
 from multitask.data import load_tasks
@@ -39,17 +37,17 @@ from multitask.evaluation import average, evaluate_tasks, predict
 from multitask.export import export_run
 from multitask.history import History, check_history
 from multitask.hub import find_encoder
-from multitask.manifest import checkpoints_in, read_state
 from multitask.mixture import key_of
 from multitask.model import checkpoint_gradients
 from multitask.modes import OTHER_MODES
-from multitask.optim import build_optimizer, check_losses, forget_gradients, learning_rate_schedule
-from multitask.processes import check_share
+from multitask.optim import build_optimizer, check_losses, forget_gradients, lr_schedule
+from multitask.processes import check_share, start_accelerator
 from multitask.recorder import Recorder
-from multitask.resume import checkpoint_at, find_best, load_best, open_run, prune, restore
+from multitask.resume import checkpoint_at, choose_export, find_best, open_run, prune, restore, steps_to_keep
 from multitask.run_folder import NUMBERS, check_run_folder
 from multitask.shares import Sampling
-from multitask.signals import Stopped, caught_signals, leave_signals_to_parent
+from multitask.signals import Stopped, caught_signals
+from multitask.static_shapes import begin_pass, end_graph, uses_static_shapes
 from multitask.summary import plan, results_table
 from multitask.tasks import example_losses
 from multitask.terminal import progress_bar, quiet_libraries, show
@@ -91,54 +89,47 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     balancing = build_balancing(training.loss_balancing, plain_model, tasks, training.batch_size, accelerator.reduce)
     if training.gradient_checkpointing:
         checkpoint_gradients(plain_model)
-    accelerator.print(plan(tasks, plain_model, mixture, max_steps, training.max_tokens_per_pass))
+    static = uses_static_shapes(training.static_shapes, accelerator)
+    accelerator.print(plan(tasks, plain_model, mixture, max_steps, training.max_tokens_per_pass, static))
     if command.dry_run:
         accelerator.print(f"\n{to_yaml(config)}")
         return 0
 
     # -- the state: what a checkpoint holds, or a beginning -----------------------------------------------------------
 
-    num_rows = {task.name: task.num_rows() for task in tasks}
-    checkpoint = open_run(folder, config, num_rows, accelerator)
+    rows = {task.name: task.num_rows() for task in tasks}
+    checkpoint = open_run(folder, config, rows, accelerator)
     plain_model.to(accelerator.device)
-    heads = {task.name: plain_model.head_parameters(task.name) for task in tasks}
-    own_rates = [(heads[name], task.learning_rate) for name, task in config.tasks.items() if task.learning_rate]
+    own_rates = [(plain_model.head_parameters(n), t.learning_rate) for n, t in config.tasks.items() if t.learning_rate]
     plain_optimizer = build_optimizer(plain_model, training.learning_rate, training.weight_decay, own_rates)
+    model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
     state = restore(checkpoint, plain_model, plain_optimizer) if checkpoint else {"step": 0}
     history = History.of(training.metric_for_best_model, patience, state)
     if checkpoint and training.load_best_model_at_end and accelerator.is_main_process:
         find_best(history, checkpoint, folder, config, accelerator.print)
     recorder = Recorder(folder, config, mixture.shares(max_steps), state.get("run_id"), accelerator)
-    log = recorder.log
-    model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
     if state.get("scaler"):
         accelerator.scaler.load_state_dict(state["scaler"])
     # Not prepared by Accelerate, which would step it once per process: it is a function of the step.
-    learning_rate = learning_rate_schedule(
-        training.lr_scheduler_type, training.learning_rate, training.warmup_ratio, max_steps
-    )
+    learning_rate = lr_schedule(training.lr_scheduler_type, training.learning_rate, training.warmup_ratio, max_steps)
+    heads = {task.name: plain_model.head_parameters(task.name) for task in tasks}
     balancing.load_state(state.get("balancing", {}))
     agreement = Agreement(plain_model, accelerator, training.agreement_steps, max_steps)
 
     # -- batches, prepared in the background --------------------------------------------------------------------------
 
     share = {"num_devices": accelerator.num_processes, "device": accelerator.process_index}
-    mixture = sampling.mixture(training.seed, lengths, history.stopped)
-    steps = StepLoader(
-        StepDataset(mixture, splits, pad, training.max_tokens_per_pass, **share),
-        state["step"],
-        sampling.last_step(history.stopped),
-        num_workers=training.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=leave_signals_to_parent,
-    )
+    mixture, last = sampling.mixture(training.seed, lengths, history.stopped), sampling.last_step(history.stopped)
+    dataset = StepDataset(mixture, splits, pad, training.max_tokens_per_pass, **share, static_shapes=static)
+    on_gpu = accelerator.device.type == "cuda"
+    steps = StepLoader(dataset, state["step"], last, training.dataloader_num_workers, pin_memory=on_gpu)
 
     def pass_losses(step: int, batch: Step, index: int) -> dict[str, torch.Tensor]:
         """Each task's sum of losses over the examples of one pass of this process."""
-        torch.manual_seed(key_of(training.seed, step, accelerator.process_index, index))
+        begin_pass(key_of(training.seed, step, accelerator.process_index, index))
         part = send_to_device(batch.passes[index], accelerator.device, non_blocking=True)
         logits = model({name: of_task["inputs"] for name, of_task in part.items()})
-        return {t.name: example_losses(t.type, logits[t.name], part[t.name]["labels"]).sum() for t in tasks}
+        return {t.name: example_losses(t.type, logits[t.name], part[t.name]).sum() for t in tasks}
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -152,7 +143,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     def logits_of(task, split):
         if ends_now():
             raise Stopped
-        logits = predict(plain_model, task.name, split, accelerator, pad, training.max_tokens_per_pass)
+        logits = predict(plain_model, task.name, split, accelerator, pad, training.max_tokens_per_pass, static)
         recorder.look(task, logits, tokenizer)
         return logits
 
@@ -166,15 +157,14 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         model.train()
         progress.set_description("training")
         if step < steps.last and (newly := history.add(step, results)):
-            mixture = sampling.mixture(training.seed, lengths, history.stopped)
-            steps.use(mixture, sampling.last_step(history.stopped))
+            steps.use(sampling.mixture(training.seed, lengths, history.stopped), sampling.last_step(history.stopped))
             accelerator.print(f"step {step}: stopped, as it does not improve any more: {', '.join(newly)}")
         recorder.evaluated(step, results)
         return results
 
     def save(step: int, results: dict | None) -> None:
         if not accelerator.is_main_process:
-            return
+            return take_part_in_saving(plain_model, plain_optimizer)
         started = time.perf_counter()
         background.wait()  # for the checkpoint before, or its error
         history.saved(step, results)
@@ -183,7 +173,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             "run_id": recorder.run_id,
             "command": command.line,
             "labels": {task.name: task.labels for task in tasks},
-            "rows": num_rows,
+            "rows": rows,
             "results": results,
             "average": average(results) if results else None,
             **history.state(),
@@ -194,9 +184,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         numbers = [folder / name for name in NUMBERS if (folder / name).exists()]
         snapshot = take_snapshot(plain_model, plain_optimizer, tokenizer, to_yaml(config), state, numbers)
         background.start(partial(write, checkpoint_at(folder, step), snapshot))
-        log(step, {"checkpoint/seconds": time.perf_counter() - started})  # that training waited
+        recorder.log(step, {"checkpoint/seconds": time.perf_counter() - started})  # that training waited
         if uploads:
-            uploads.report(log)
+            uploads.report(recorder.log)
 
     def write(path: Path, snapshot: Snapshot) -> None:
         write_checkpoint(path, snapshot)
@@ -212,7 +202,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
 
     def when_copied(status: int, *folders: Path) -> int:
         best = checkpoint_at(folder, history.best["step"])
-        return status if not uploads or finish_uploads(uploads, folders, print, log, best) else 1
+        return status if not uploads or finish_uploads(uploads, folders, print, recorder.log, best) else 1
 
     # -- the loop: batch -> losses -> backward -> update -> log / evaluate --------------------------------------------
 
@@ -221,8 +211,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     progress = progress_bar(max_steps, state["step"], is_shown=accelerator.is_main_process)
     background, uploads = Background(), None
     if config.checkpoints.remote and accelerator.is_main_process:
-        kept = training.save_total_limit or 0  # -0 is the whole list
-        uploads = Uploader(config.checkpoints.remote, lambda at: {*at[-kept:], history.best["step"]}, progress.write)
+        keep = partial(steps_to_keep, training.save_total_limit, history)
+        uploads = Uploader(config.checkpoints.remote, keep, progress.write)
     results = state.get("results")
     if state["step"] and results is None and is_due(state["step"], training.eval_steps):
         if (results := evaluate_now(state["step"])) is None:
@@ -242,19 +232,20 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             is_last = index == len(batch.passes) - 1
             with nullcontext() if is_last and not agreement.is_due(step) else accelerator.no_sync(model):
                 sums = pass_losses(step, batch, index)
-                terms = balancing.terms(sums, {name: len(of_task["labels"]) for name, of_task in part.items()})
+                terms = balancing.terms(sums, {name: num_rows(of_task) for name, of_task in part.items()})
                 if agreement.is_due(step):
                     agreement.backward(terms)
                 else:
                     accelerator.backward(sum(terms) * accelerator.num_processes)
             task_losses += torch.stack(list(sums.values())).detach()
+        end_graph()
 
         # What all processes must know travels together: the losses, and whether one has been sent a signal.
         *losses, ends = accelerator.reduce(torch.cat([task_losses, task_losses.new_tensor([stop_signal()])])).tolist()
         of_task = dict(zip(sizes, losses, strict=True))
         check_losses(step, {task.name: task.weight * of_task[task.name] for task in tasks}, learning_rate(step - 1))
         if agreement.is_due(step):
-            log(step, agreement.finish(batch.examples))
+            recorder.log(step, agreement.finish(batch.examples))
         for name in (name for name, number in batch.examples.items() if not number):
             forget_gradients(heads[name])  # no gradient at all, so that weight decay and momentum leave it alone
         grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf))
@@ -275,7 +266,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
                 **{f"train/{name}/examples": steps.dataset.mixture.given(name, step) for name in sizes},
             }
             show(progress, values)
-            log(step, values)
+            recorder.log(step, values)
             window = LogWindow()
         results = None
         if is_due(step, training.eval_steps) and not ends:
@@ -296,20 +287,26 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     recorder.report()
     if accelerator.is_main_process:
         background.wait()
-        known = read_state(checkpoints_in(folder)[0])
-        if training.load_best_model_at_end and history.best["step"]:
-            known = load_best(history, folder, plain_model, print)
-        export_run(plain_model, tasks, tokenizer, config, known, folder / "export", not lora or lora.merge)
+        chosen, known = choose_export(folder, history, training.load_best_model_at_end, print)
+        export_run(
+            load_checkpoint(chosen, config)[0],
+            tasks,
+            tokenizer,
+            config,
+            known,
+            folder / "export",
+            not lora or lora.merge,
+        )
         print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
     return when_copied(0, folder / "export", folder / "report")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Called by this name in each process on a TPU."""
     with mistakes_in_one_line(is_debugged="--debug" in sys.argv):
         command = read_command(sys.argv[1:], __doc__.split("\n\n")[0])
         quiet_libraries()
-        # Without `cpu`, Accelerate would take several processes on CPUs for as many runs of one process each.
-        accelerator = Accelerator(cpu=not torch.accelerator.is_available() and not is_torch_xla_available())
+        accelerator = start_accelerator()
         if command.mode == "train":
             with caught_signals() as stop_signal:
                 status = train(command, accelerator, stop_signal)
@@ -318,3 +315,7 @@ if __name__ == "__main__":
             status = 0
         accelerator.end_training()
         sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,14 +7,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from .data import Split
 from .mixture import Mixture, Rows
+from .signals import leave_signals_to_parent
+from .static_shapes import static_shape
 from .words import NO_LABEL
 
-# A batch of one task: "inputs", the keyword arguments of its model, and "labels".
+# A batch of one task: "inputs", the keyword arguments of its model, and "labels"; with static shapes also "is_row",
+# false for the rows that fill it up.
 Batch = dict[str, dict[str, Tensor] | Tensor]
 
 
@@ -47,6 +51,7 @@ class StepDataset(Dataset[Step]):
         max_tokens_per_pass: limit of padded tokens in a pass.
         num_devices: R.
         device: r.
+        static_shapes: whether passes hold one task each and have the few shapes of `static_shapes.py`.
     """
 
     def __init__(
@@ -57,33 +62,73 @@ class StepDataset(Dataset[Step]):
         max_tokens_per_pass: int,
         num_devices: int = 1,
         device: int = 0,
+        static_shapes: bool = False,
     ):
         self.mixture, self.splits, self.pad_token_id = mixture, splits, pad_token_id
         self.max_tokens_per_pass, self.num_devices, self.device = max_tokens_per_pass, num_devices, device
+        self.static_shapes = static_shapes
 
     def __getitem__(self, step: int) -> Step:
         rows = self.mixture(step)
-        plans = [
-            split_into_passes(
-                {task: r[device :: self.num_devices] for task, r in rows.items()},
-                self.splits,
-                self.max_tokens_per_pass,
-            )
-            for device in range(self.num_devices)
+        shares = [
+            {task: r[device :: self.num_devices] for task, r in rows.items()} for device in range(self.num_devices)
         ]
+        passes, padded = (self._static_passes if self.static_shapes else self._passes)(shares)
+        return Step(
+            passes=passes,
+            examples={task: len(r) for task, r in rows.items()},
+            tokens=sum(int(self.splits[task].tokens[r].sum()) for task, r in rows.items()),
+            padded_tokens=padded,
+        )
+
+    def _passes(self, shares: Sequence[Mapping[str, Rows]]) -> tuple[list[dict[str, Batch]], int]:
+        """This device's passes, and the tokens that all devices compute on."""
+        plans = [split_into_passes(share, self.splits, self.max_tokens_per_pass) for share in shares]
         num_passes = max(len(plan) for plan in plans)
         own = plans[self.device] + [{}] * (num_passes - len(plans[self.device]))
-        return Step(
-            passes=[
+        return (
+            [
                 {task: collate(split, part.get(task, ()), self.pad_token_id) for task, split in self.splits.items()}
                 for part in own
             ],
-            examples={task: len(r) for task, r in rows.items()},
-            tokens=sum(int(self.splits[task].tokens[r].sum()) for task, r in rows.items()),
-            padded_tokens=sum(
-                padded_tokens(self.splits[task], r) for plan in plans for part in plan for task, r in part.items()
-            ),
+            sum(padded_tokens(self.splits[task], r) for plan in plans for part in plan for task, r in part.items()),
         )
+
+    def _static_passes(self, shares: Sequence[Mapping[str, Rows]]) -> tuple[list[dict[str, Batch]], int]:
+        """The same in few shapes: a task has as many passes as the device with most of them needs, and at least one,
+        so that all devices call the same modules in the same order."""
+        nothing = {task: collate(split, (), self.pad_token_id) for task, split in self.splits.items()}
+        passes, padded = [], 0
+        for task, split in self.splits.items():
+            most = -(-self.mixture.most_rows(task) // self.num_devices)
+            plans = [split_statically(share[task], split, most, self.max_tokens_per_pass) for share in shares]
+            for number in range(max(1, *(len(plan) for plan in plans))):
+                parts = [plan[number] if number < len(plan) else np.empty(0, np.int64) for plan in plans]
+                shapes = [
+                    static_shape(split, int(split.length[r].max(initial=0)), most, self.max_tokens_per_pass)
+                    for r in parts
+                ]
+                batch = collate(split, parts[self.device], self.pad_token_id, shapes[self.device])
+                passes.append({**nothing, task: batch})
+                padded += sum(rows * split.sequences * length for rows, length in shapes)
+        return passes, padded
+
+
+def split_statically(rows: Rows, split: Split, most_rows: int, max_tokens: int) -> list[Rows]:
+    """Cuts a task's rows into sub-batches of static shapes, longest first.
+
+    Args:
+        rows: shortest first.
+        split: of the task.
+        most_rows: as many as ever come together.
+        max_tokens: of one pass.
+    """
+    parts, remaining = [], rows[::-1]
+    while len(remaining):
+        fitting, _ = static_shape(split, int(split.length[remaining[0]]), most_rows, max_tokens)
+        parts.append(remaining[:fitting])
+        remaining = remaining[fitting:]
+    return parts
 
 
 class StepLoader:
@@ -95,11 +140,17 @@ class StepLoader:
         dataset: gives a step as this device sees it.
         first: how many steps are done already.
         last: the number of the last step.
-        options: further arguments of `DataLoader`.
+        num_workers: processes that prepare them; 0 prepares them in the loop.
+        pin_memory: for faster copies to a GPU.
     """
 
-    def __init__(self, dataset: StepDataset, first: int, last: int, **options: Any):
-        self.dataset, self.first, self.last, self.options = dataset, first, last, options
+    def __init__(self, dataset: StepDataset, first: int, last: int, num_workers: int = 0, pin_memory: bool = False):
+        self.dataset, self.first, self.last = dataset, first, last
+        self.options: dict[str, Any] = {
+            "num_workers": num_workers,
+            "pin_memory": pin_memory,
+            "worker_init_fn": leave_signals_to_parent,
+        }
 
     def use(self, mixture: Mixture, last: int) -> None:
         """From the next step on, takes rows as a mixture says, up to another last step."""
@@ -150,18 +201,32 @@ def padded_tokens(split: Split, rows: NDArray) -> int:
     return len(rows) * split.sequences * int(split.length[rows].max(initial=0))
 
 
-def collate(split: Split, rows: Sequence[int] | NDArray, pad_token_id: int) -> Batch:
+def collate(
+    split: Split, rows: Sequence[int] | NDArray, pad_token_id: int, shape: tuple[int, int] | None = None
+) -> Batch:
     """Pads some rows of a split into tensors.
+
+    Args:
+        split: what the rows are of.
+        rows: their numbers.
+        pad_token_id: fills `input_ids`.
+        shape: rows and tokens of the tensors, at least as many as needed; rows are filled up with a real one again, as
+            all there is to compute from a row of padding is not a number. None takes what is needed.
 
     Returns:
         `inputs`: tensors of shape (rows, tokens), or (rows, choices, tokens) for multiple choice; `labels`, where they
-        are known: (rows,), or (rows, labels or tokens) with `NO_LABEL` behind the end of a sequence.
+        are known: (rows,), or (rows, labels or tokens) with `NO_LABEL` behind the end of a sequence; with `shape`,
+        `is_row`: (rows,), false for those that fill up.
     """
-    columns = split.rows[np.asarray(rows, np.int64)] if len(rows) else {name: [] for name in split.rows.column_names}
+    numbers = np.asarray(rows, np.int64)
+    num_rows, num_tokens = shape or (len(numbers), 0)
+    filler = numbers[:1] if len(numbers) else [int(split.length.argmin())]
+    numbers = np.concatenate([numbers, np.repeat(filler, num_rows - len(numbers))])
+    columns = split.rows[numbers] if len(numbers) else {name: [] for name in split.rows.column_names}
     labels = columns.pop("label", [])
     sequences = {name: [torch.tensor(s) for row in column for s in row] for name, column in columns.items()}
     inputs = {
-        name: pad_sequence(of_name, batch_first=True, padding_value=pad_token_id if name == "input_ids" else 0)
+        name: _pad(of_name, pad_token_id if name == "input_ids" else 0, num_tokens)
         if of_name
         else torch.zeros(0, 1, dtype=torch.int64)
         for name, of_name in sequences.items()
@@ -170,8 +235,24 @@ def collate(split: Split, rows: Sequence[int] | NDArray, pad_token_id: int) -> B
     for row, ids in enumerate(sequences["input_ids"]):
         inputs["attention_mask"][row, : len(ids)] = 1
     if split.sequences > 1:
-        inputs = {name: tensor.view(len(rows), split.sequences, tensor.shape[-1]) for name, tensor in inputs.items()}
+        inputs = {
+            name: tensor.view(len(numbers), split.sequences, tensor.shape[-1]) for name, tensor in inputs.items()
+        }
+    batch: Batch = {"inputs": inputs}
     if labels and isinstance(labels[0], list):
         lists = [torch.tensor(of_row, dtype=split.label_dtype) for of_row in labels]
-        return {"inputs": inputs, "labels": pad_sequence(lists, batch_first=True, padding_value=NO_LABEL)}
-    return {"inputs": inputs, "labels": torch.tensor(labels, dtype=split.label_dtype)}
+        # Numbers for tokens are as many as these; those for labels are as many in every row.
+        batch["labels"] = _pad(lists, NO_LABEL, 0 if split.label_dtype.is_floating_point else num_tokens)
+    else:
+        batch["labels"] = torch.tensor(labels, dtype=split.label_dtype)
+    return batch if shape is None else {**batch, "is_row": torch.arange(num_rows) < len(rows)}
+
+
+def num_rows(batch: Batch) -> int:
+    """How many examples a batch holds, without those that fill it up."""
+    return int(torch.as_tensor(batch["is_row"]).sum()) if "is_row" in batch else len(batch["labels"])
+
+
+def _pad(sequences: list[Tensor], value: int, at_least: int) -> Tensor:
+    padded = pad_sequence(sequences, batch_first=True, padding_value=value)
+    return F.pad(padded, (0, max(0, at_least - padded.shape[1])), value=value)

@@ -30,6 +30,7 @@ from .errors import UserError
 from .hub import find_encoder
 from .manifest import checkpoints_in, read_state, verify, write_manifest
 from .model import MultitaskModel
+from .sharding import shared_out, whole
 from .tasks import TASK_TYPES, Task
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
@@ -197,7 +198,7 @@ def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """Every trainable parameter once, by name: of a run with adapters these and the heads, without the encoder."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: whole(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
@@ -207,23 +208,29 @@ def load_trained_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Non
     Raises:
         ValueError: for the first name that is missing or too many, or the first shape that is another.
     """
-    own = trained_weights(model)
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name in sorted(own.keys() ^ weights.keys()):
         raise ValueError(f"{name} is {'missing' if name in own else 'not a trainable parameter of this model'}")
     for name, parameter in own.items():
         if weights[name].shape != parameter.shape:
             raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, not {tuple(parameter.shape)}")
     for name, parameter in own.items():
-        parameter.copy_(weights[name])
+        parameter.copy_(shared_out(weights[name], parameter))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """What an optimizer knows of each parameter, by the parameter's name."""
     return {
-        f"{name}/{key}": value
+        f"{name}/{key}": whole(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def take_part_in_saving(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """What the other processes do while the main one saves: give their parts, where each has one."""
+    trained_weights(model)
+    optimizer_tensors(optimizer, model)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
@@ -232,6 +239,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Pat
     state: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(path).items():
         name, _, what = key.rpartition("/")
-        state.setdefault(name, {})[what] = tensor.to(parameters[name].device)
+        state.setdefault(name, {})[what] = shared_out(tensor, parameters[name])
     for name, of_parameter in state.items():
         optimizer.state[parameters[name]] = of_parameter

@@ -57,6 +57,10 @@ class Plan:
         else:
             self._lay_tree()
 
+    def most_share(self, task: str) -> Fraction:
+        """The largest of a task's shares."""
+        return max(shares[task] for shares in self._shares)
+
     def mean_shares(self) -> dict[str, Fraction]:
         """The mean over the stretches."""
         return {task: sum(s[task] for s in self._shares) / Fraction(len(self._shares)) for task in self.before}

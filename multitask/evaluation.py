@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batches import collate, split_into_passes
+from .batches import collate, split_into_passes, split_statically
 from .data import Split, TaskData
 from .metrics import load_metric
 from .model import MultitaskModel
+from .static_shapes import end_graph, static_shape
 
 # Metrics of each task: {"rte": {"accuracy": 0.61}}.
 Results = dict[str, dict[str, float]]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # XLA has no inference mode
 def compute_logits(
     model: MultitaskModel,
     tasks: Sequence[str],
@@ -27,6 +28,8 @@ def compute_logits(
     rows: NDArray,
     pad_token_id: int,
     max_tokens_per_pass: int,
+    static_shapes: bool = False,
+    num_passes: int = 0,
 ) -> dict[str, Tensor]:
     """The logits of tasks that read the same sequences and use the same adapters: the encoder computes once for all.
 
@@ -37,6 +40,8 @@ def compute_logits(
         rows: numbers of the rows to compute.
         pad_token_id: fills `input_ids`.
         max_tokens_per_pass: limit of padded tokens at a time.
+        static_shapes: whether to compute in the few shapes of `static_shapes.py`.
+        num_passes: with static shapes, as many at least.
 
     Returns:
         For each task a tensor of shape (rows, outputs), or (rows, tokens, outputs) with zeros behind a sequence's end,
@@ -46,18 +51,27 @@ def compute_logits(
     by_length = rows[np.argsort(split.length[rows], kind="stable")]
     parts: dict[str, list[Tensor]] = {task: [] for task in tasks}
     computed: list[int] = []
-    for of_pass in split_into_passes({"": by_length}, {"": split}, max_tokens_per_pass):
-        inputs = send_to_device(collate(split, of_pass[""], pad_token_id)["inputs"], device)
+    if static_shapes:
+        passes = split_statically(by_length, split, len(rows), max_tokens_per_pass)
+        passes += [by_length[:0]] * (num_passes - len(passes))
+    else:
+        passes = [of_pass[""] for of_pass in split_into_passes({"": by_length}, {"": split}, max_tokens_per_pass)]
+    for numbers in passes:
+        longest = int(split.length[numbers].max(initial=0))
+        shape = static_shape(split, longest, len(rows), max_tokens_per_pass) if static_shapes else None
+        inputs = send_to_device(collate(split, numbers, pad_token_id, shape)["inputs"], device)
         with model.encoder_once():
             logits = model(dict.fromkeys(tasks, inputs))
+        end_graph()
         for task, of_task in logits.items():
             if of_task.ndim == 3:  # an output for each token
                 of_task = F.pad(of_task, (0, 0, 0, int(split.length.max()) - of_task.shape[1]))
-            parts[task].append(of_task.float())
-        computed += of_pass[""].tolist()
+            # Cut where shapes are of no account.
+            parts[task].append(of_task.float().cpu()[: len(numbers)] if static_shapes else of_task.float())
+        computed += numbers.tolist()
     place = {number: place for place, number in enumerate(computed)}
-    back = torch.as_tensor([place[number] for number in rows.tolist()], device=device)
-    return {task: torch.cat(of_task)[back] for task, of_task in parts.items()}
+    back = torch.as_tensor([place[number] for number in rows.tolist()])
+    return {task: torch.cat(of_task)[back.to(of_task[0].device)].to(device) for task, of_task in parts.items()}
 
 
 def predict(
@@ -67,6 +81,7 @@ def predict(
     accelerator: Accelerator,
     pad_token_id: int,
     max_tokens_per_pass: int,
+    static_shapes: bool = False,
 ) -> NDArray[np.float32]:
     """The task's logits for every row of a split, computed by all processes together.
 
@@ -80,9 +95,12 @@ def predict(
         FloatingPointError: if one of them is infinite or not a number.
     """
     by_length = np.argsort(split.length, kind="stable")
-    own = by_length[accelerator.process_index :: accelerator.num_processes]
-    own = own if len(own) else by_length[:1]  # a device too many computes a row again
-    logits = compute_logits(model, [task], split, own, pad_token_id, max_tokens_per_pass)[task]
+    # A device too many computes a row again.
+    shares = [by_length[number :: accelerator.num_processes] for number in range(accelerator.num_processes)]
+    shares = [share if len(share) else by_length[:1] for share in shares]
+    own = shares[accelerator.process_index]
+    most = max(len(split_statically(share, split, len(share), max_tokens_per_pass)) for share in shares)
+    logits = compute_logits(model, [task], split, own, pad_token_id, max_tokens_per_pass, static_shapes, most)[task]
     numbers = torch.as_tensor(own.copy(), device=accelerator.device)
     every_number = accelerator.gather(accelerator.pad_across_processes(numbers, pad_index=-1)).cpu().numpy()
     every_logit = accelerator.gather(accelerator.pad_across_processes(logits)).cpu().numpy()

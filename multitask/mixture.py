@@ -1,6 +1,7 @@
 """Which rows make up a step: a pure function of (seed, step), with no state to save and nothing to communicate."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -68,6 +69,11 @@ class Mixture:
         """Each task's share of the examples of a run of so many steps."""
         examples = self.batch_size * max_steps
         return {task: float(self._plans[-1].planned(task, max_steps) / examples) for task in self.sizes}
+
+    def most_rows(self, task: str) -> int:
+        """As many examples as `task` ever has in one step, or one more."""
+        share = max(plan.most_share(task) for plan in self._plans)
+        return min(self.batch_size, math.ceil(share * self.batch_size) + 1)
 
     def rows(self, task: str, start: int, stop: int) -> Rows:
         """Row numbers at positions `start` to `stop` of the task's endless stream, shortest row first."""

@@ -32,6 +32,7 @@ class MultitaskModel(nn.Module):
     def add_task(self, name: str, model: PreTrainedModel) -> None:
         """Takes a task model in; its own encoder gives way to the shared one, which is the first task's."""
         self.tasks[name] = model
+        self._no_split_modules = [c for c in model._no_split_modules or [] if "Embeddings" not in c]  # for FSDP
         self.share_encoder()
 
     def share_encoder(self) -> None:

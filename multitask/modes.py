@@ -14,6 +14,7 @@ from .manifest import read_state
 from .predictor import Predictor, predict_file
 from .rows import bad_rows_file, check_paths
 from .run_folder import write_results
+from .static_shapes import uses_static_shapes
 from .summary import results_table
 
 
@@ -30,11 +31,12 @@ def evaluate(command: Command, accelerator: Accelerator) -> None:
     for task in tasks:
         if task.labels != labels[task.name]:
             raise UserError(f"tasks.{task.name}.label: the data has {task.labels}, the checkpoint {labels[task.name]}")
+    static = uses_static_shapes(config.training.static_shapes, accelerator)
     model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True)
     results = evaluate_tasks(
         tasks,
         lambda task, split: predict(
-            model, task.name, split, accelerator, tokenizer.pad_token_id, config.training.max_tokens_per_pass
+            model, task.name, split, accelerator, tokenizer.pad_token_id, config.training.max_tokens_per_pass, static
         ),
     )
     accelerator.print(results_table(results, tasks))

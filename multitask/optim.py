@@ -67,7 +67,7 @@ def forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def learning_rate_schedule(kind: str, peak: float, warmup_ratio: float, max_steps: int) -> Callable[[int], float]:
+def lr_schedule(kind: str, peak: float, warmup_ratio: float, max_steps: int) -> Callable[[int], float]:
     """The learning rate as a function of the steps done; it has no state and is stepped by nobody.
 
     The formulas are those of `transformers`: from 0 to `peak` in a straight line, reached after

@@ -1,10 +1,18 @@
-"""What one process does for all."""
+"""How many processes there are and on what; what one of them does for all."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    is_torch_xla_available,
+    parse_flag_from_env,
+)
 
 from .errors import UserError
 
@@ -25,6 +33,36 @@ def from_main_process(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
     if mistake:
         raise UserError(mistake)
     return result
+
+
+def start_accelerator() -> Accelerator:
+    """Accelerate on what the launch configuration asks for; without one, on what there is.
+
+    Raises:
+        UserError: if it asks for an accelerator that is not there.
+    """
+    there = torch.accelerator.is_available() or is_torch_xla_available()
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and not there and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise UserError(
+            "the launch configuration asks for a GPU or a TPU, and PyTorch finds none; accelerate_configs/cpu.yaml "
+            "trains on the CPU (as does ACCELERATE_USE_CPU=true in the environment)"
+        )
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise UserError(
+            f"num_processes: {processes} on this machine, which has {torch.cuda.device_count()} GPUs; "
+            f"--num_processes takes the number of GPUs of all machines"
+        )
+    # Without `cpu`, Accelerate would take several processes on CPUs for as many runs of one process each.
+    accelerator = Accelerator(cpu=not there)
+    if not there and accelerator.num_processes > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        # Accelerate shares weights out among GPUs only; the processes of a CPU can do so too.
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError("fsdp_version: 1 is not supported; 2 is, as in accelerate_configs/fsdp.yaml")
+    return accelerator
 
 
 def check_share(batch_size: int, num_processes: int) -> None:

@@ -151,22 +151,26 @@ def find_best(history: History, checkpoint: Path, folder: Path, config: Config, 
     history.best = {"step": None}
 
 
-def load_best(history: History, folder: Path, model: nn.Module, tell: Callable[[str], object]) -> dict[str, Any]:
-    """Puts the best checkpoint's weights in place.
+def choose_export(
+    folder: Path, history: History, is_best: bool, tell: Callable[[str], object]
+) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint whose model is exported.
 
     Args:
-        history: of the run, which has a best checkpoint.
         folder: of the run.
-        model: takes the weights.
-        tell: is told which one it is.
+        history: of the run.
+        is_best: whether to take the best one, if any was evaluated; otherwise the newest.
+        tell: is told which one is the best.
 
     Returns:
-        What was known of the run then, and `best_by`, the metric.
+        Where it is, and what was known of the run then; of the best one also `best_by`, the metric.
     """
-    best = folder / "checkpoints" / step_name(history.best["step"])
-    load_trained_weights(model, load_file(best / "model.safetensors"))
+    best = checkpoint_at(folder, history.best["step"])
+    if not is_best or best is None:
+        newest = checkpoints_in(folder)[0]
+        return newest, read_state(newest)
     tell(f"\nThe best by {history.metric} was step {history.best['step']}, which is exported: {best}")
-    return read_state(best) | {"best_by": history.metric}
+    return best, read_state(best) | {"best_by": history.metric}
 
 
 def _fetch(url: str, here: Path) -> Path:
@@ -209,6 +213,11 @@ def prune(folder: Path, limit: int | None, best: int | None, busy: Set[Path]) ->
     for path in checkpoints_in(folder)[limit or sys.maxsize :]:
         if _step(path) != best and path not in busy:
             delete_checkpoint(path)
+
+
+def steps_to_keep(limit: int | None, history: History, steps: list[int]) -> set[int]:
+    """Of all steps that have a copy, in order: the newest, and the best."""
+    return {*steps[-(limit or 0) :]} | ({history.best["step"]} & {*steps})  # -0 is the whole list
 
 
 def _check_settings(folder: Path, config: Config, num_rows: Mapping[str, Mapping[str, int]]) -> None:

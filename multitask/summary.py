@@ -7,6 +7,7 @@ from .data import TaskData
 from .evaluation import Results, average
 from .mixture import Mixture
 from .model import MultitaskModel
+from .static_shapes import num_graphs, static_lengths
 from .tables import format_table
 
 
@@ -16,10 +17,11 @@ def plan(
     mixture: Mixture,
     max_steps: int,
     max_tokens_per_pass: int,
+    static_shapes: bool = False,
 ) -> str:
     """What will be trained on what, with notes on whatever is odd about it."""
     num_examples = {task.name: mixture.given(task.name, max_steps) for task in tasks}
-    notes = [f"note: {note}" for note in oddities(tasks, num_examples, max_tokens_per_pass)]
+    notes = [f"note: {note}" for note in oddities(tasks, num_examples, max_tokens_per_pass, static_shapes)]
     tables = [tasks_table(tasks, mixture.shares(max_steps), mixture.batch_size, max_steps), parameters_table(model)]
     return "\n\n".join([*tables, "\n".join(notes)])
 
@@ -69,15 +71,22 @@ def parameters_table(model: MultitaskModel) -> str:
     return format_table(lines)
 
 
-def oddities(tasks: Sequence[TaskData], num_examples: Mapping[str, int], max_tokens_per_pass: int) -> list[str]:
+def oddities(
+    tasks: Sequence[TaskData], num_examples: Mapping[str, int], max_tokens_per_pass: int, static_shapes: bool = False
+) -> list[str]:
     """A sentence for whatever is worth knowing before hours are spent on it.
 
     Args:
         tasks: those of the run.
         num_examples: how many examples each gets in the whole run.
         max_tokens_per_pass: in padded tokens.
+        static_shapes: whether they are used.
     """
     notes = []
+    if static_shapes:
+        train = {task.name: task.train for task in tasks}
+        lengths = ", ".join(f"{name} {static_lengths(split)}" for name, split in train.items())
+        notes.append(f"static shapes: {num_graphs(train)} graphs of training passes, lengths by task: {lengths}")
     for task in tasks:
         if not num_examples[task.name]:
             notes.append(f"{task.name}: its share is too small for a single example in this run; it is not trained")

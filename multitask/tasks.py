@@ -1,6 +1,6 @@
 """What differs between types of tasks: the head, how a row is read, the loss, the metrics."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,9 +58,16 @@ class TaskType:
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
 
 
-def example_losses(task_type: TaskType, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of each example, shape (examples,); of no example, an empty tensor that still depends on the head."""
-    return task_type.loss(logits.float(), labels) if len(labels) else logits.flatten()
+def example_losses(task_type: TaskType, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """The loss of each example, shape (examples,); of no example, an empty tensor that still depends on the head.
+
+    Args:
+        task_type: of the task.
+        logits: of the batch.
+        batch: as `collate` makes it; the loss of what is no row is 0.
+    """
+    losses = task_type.loss(logits.float(), batch["labels"]) if len(batch["labels"]) else logits.flatten()
+    return losses * batch["is_row"] if "is_row" in batch else losses
 
 
 # -- regression, classification, multiple choice: one label for a row ------------------------------------------------

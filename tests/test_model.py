@@ -51,7 +51,7 @@ def test_one_encoder_serves_all_types_of_tasks(make, family):
         assert encoder <= {p.data_ptr() for p in task_model.parameters()}
 
     # Every parameter takes part, so data-parallel training need not search for unused ones.
-    losses = {task.name: example_losses(task.type, logits[task.name], batches[task.name]["labels"]) for task in tasks}
+    losses = {task.name: example_losses(task.type, logits[task.name], batches[task.name]) for task in tasks}
     assert all(loss.shape == (6,) and (loss > 0).all() for loss in losses.values())
     sum(loss.sum() for loss in losses.values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -146,7 +146,7 @@ def test_a_task_without_rows_reaches_its_own_parameters_only(make):
     batches = batch_of(tasks, tokenizer)
     batches["animal"] = collate(tasks[1].train, [], 0)
     logits = model({name: batch["inputs"] for name, batch in batches.items()})
-    losses = {t.name: example_losses(t.type, logits[t.name], batches[t.name]["labels"]).sum() for t in tasks}
+    losses = {t.name: example_losses(t.type, logits[t.name], batches[t.name]).sum() for t in tasks}
     assert losses["animal"].item() == 0
     losses["animal"].backward()
     touched = {id(p) for p in model.parameters() if p.grad is not None}
@@ -158,7 +158,7 @@ def test_a_pass_without_any_row_reaches_every_parameter_with_zero(make):
     model, tasks, _ = make("bert", ALL_TASKS)
     batches = {task.name: collate(task.train, [], 0) for task in tasks}
     logits = model({name: batch["inputs"] for name, batch in batches.items()})
-    losses = [example_losses(t.type, logits[t.name], batches[t.name]["labels"]) for t in tasks]
+    losses = [example_losses(t.type, logits[t.name], batches[t.name]) for t in tasks]
     assert [tuple(loss.shape) for loss in losses] == [(0,)] * 6
     sum(loss.sum() for loss in losses).backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())

@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
-from multitask.optim import build_optimizer, learning_rate_schedule
+from multitask.optim import build_optimizer, lr_schedule
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize(("warmup_ratio", "warmup_steps"), [(0.0, 0), (0.06, 6), (0.25, 25)])
 def test_the_rate_rises_to_its_peak_and_then_follows_its_formula(kind, warmup_ratio, warmup_steps):
-    rate = learning_rate_schedule(kind, 3e-5, warmup_ratio, 100)
+    rate = lr_schedule(kind, 3e-5, warmup_ratio, 100)
     for step in range(101):
         if step < warmup_steps:
             expected = step / warmup_steps
@@ -22,7 +22,7 @@ def test_the_rate_rises_to_its_peak_and_then_follows_its_formula(kind, warmup_ra
 
 
 def test_the_rate_has_no_memory():
-    rate = learning_rate_schedule("linear", 1.0, 0.1, 1000)
+    rate = lr_schedule("linear", 1.0, 0.1, 1000)
     assert [rate(700), rate(3), rate(700)] == [rate(700), 0.03, rate(700)]
 
 

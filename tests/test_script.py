@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import ROOT, TASKS, make_rows, read_jsonl, write_jsonl
+from conftest import TASKS, make_rows, read_jsonl, write_jsonl
 
 import run_multitask
 from multitask.batches import collate
@@ -309,14 +307,6 @@ def test_odd_data_is_pointed_out(train, mixture_config, tmp_path, capsys):
     assert "note: animal: no validation rows with labels; it is trained and not evaluated" in out
     assert "note: choice: its longest example has 24 tokens, more than max_tokens_per_pass 20" in out
     assert "animal" not in json.loads((folder / "metrics.json").read_text())["tasks"]
-
-
-def test_accelerate_launch_with_the_cpu_configuration(mixture_config, write_config, program, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
-    arguments = ["run_multitask.py", "--config", write_config(mixture_config), "--training.max_steps", "2"]
-    done = subprocess.run([*launch, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "metrics.json").exists()
 
 
 # -- what a user may get wrong -----------------------------------------------------------------------------------------

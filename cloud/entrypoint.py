@@ -1,0 +1,179 @@
+"""What the container runs: `accelerate launch … run_multitask.py` for whatever machine it finds itself on.
+
+    python -m cloud.entrypoint --config configs/quickstart.yaml
+
+The number of GPUs chooses the launch configuration; `LAUNCH=fsdp` or `LAUNCH=tpu` in the environment chooses another.
+Vertex AI's `CLUSTER_SPEC` says which of several machines this is, `WANDB_API_KEY_SECRET` where the key is kept.
+
+A container is stopped with SIGTERM to this process, its first, for which the kernel has no default action. One process
+of training therefore takes this one's place; with several, Accelerate's launcher (torchrun) runs here and passes the
+signal on. Either way the run saves, uploads, and the exit status is 143.
+"""
+
+import base64
+import json
+import os
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import google.auth
+import google.auth.transport.requests
+import psutil
+import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+from google.auth.exceptions import GoogleAuthError
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from multitask.errors import UserError, hint
+
+ROOT = Path(__file__).parent.parent
+# Saving and uploading take as long as they take; whoever stops the container has a limit of their own.
+SHUTDOWN_SECONDS = 3600
+
+
+class Machines(NamedTuple):
+    """Which of several machines this is.
+
+    Args:
+        rank: its number, from 0.
+        count: how many there are.
+        address: of the first one.
+        port: where the first one listens.
+    """
+
+    rank: int = 0
+    count: int = 1
+    address: str = "127.0.0.1"
+    port: str = "29500"
+
+
+def read_cluster_spec(text: str | None) -> Machines:
+    """What Vertex AI says of the machines of a job: pool 0 holds the first one, pool 1 the others.
+
+    https://cloud.google.com/vertex-ai/docs/training/distributed-training#cluster-variables
+
+    Raises:
+        UserError: if it is not what Vertex AI writes.
+    """
+    if not text:
+        return Machines()
+    try:
+        spec = json.loads(text)
+        pools, task = spec["cluster"], spec["task"]
+        names = sorted(pools)
+        before = sum(len(pools[name]) for name in names[: names.index(task["type"])])
+        address, _, port = pools[names[0]][0].rpartition(":")
+        return Machines(before + int(task["index"]), sum(map(len, pools.values())), address, port)
+    except json.JSONDecodeError as error:
+        raise UserError(f"CLUSTER_SPEC: not JSON ({error}); found {text[:60]!r}") from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        wanted = '{"cluster": {"workerpool0": ["HOST:PORT"]}, "task": {"type": "workerpool0", "index": 0}}'
+        raise UserError(f"CLUSTER_SPEC: {type(error).__name__} {error} in {text[:60]!r}; wanted {wanted}") from error
+
+
+def launch_arguments(machines: Machines, num_gpus: int, launch: str | None, arguments: Sequence[str]) -> list[str]:
+    """The words that follow `accelerate launch`.
+
+    Args:
+        machines: which of several this is.
+        num_gpus: of this machine; each of the others has as many.
+        launch: name of the launch configuration; None chooses by the numbers.
+        arguments: those of `run_multitask.py`.
+
+    Raises:
+        UserError: for a launch configuration that there is not, or whose accelerator there is not.
+    """
+    chosen = launch or ("multi_node" if machines.count > 1 else ("cpu", "single_gpu", "multi_gpu")[min(num_gpus, 2)])
+    known = sorted(path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml"))
+    if chosen not in known:
+        raise UserError(f"LAUNCH: there is no accelerate_configs/{chosen}.yaml{hint(chosen, known)}")
+    if chosen == "tpu" and find_spec("torch_xla") is None:
+        raise UserError("LAUNCH: tpu needs torch_xla, which this image is built without; build it with make tpu-train")
+    if chosen in ("single_gpu", "multi_gpu", "fsdp") and not num_gpus:
+        raise UserError(f"LAUNCH: {chosen} needs a GPU, and this machine has none; cpu trains without")
+    words = ["--config_file", str(ROOT / "accelerate_configs" / f"{chosen}.yaml")]
+    if chosen in ("multi_gpu", "multi_node", "fsdp"):
+        words += ["--num_processes", str(max(1, num_gpus) * machines.count), "--num_machines", str(machines.count)]
+        words += ["--machine_rank", str(machines.rank)]
+        words += ["--main_process_ip", machines.address, "--main_process_port", machines.port]
+    if chosen == "multi_node" and not num_gpus:
+        words += ["--mixed_precision", "no"]
+    return [*words, str(ROOT / "run_multitask.py"), *arguments]
+
+
+def read_secret(name: str, endpoint: str = "https://secretmanager.googleapis.com") -> str:
+    """The text of a secret in Google's Secret Manager, read as the machine's service account.
+
+    https://cloud.google.com/secret-manager/docs/reference/rest/v1/projects.secrets.versions/access
+
+    Args:
+        name: `projects/PROJECT/secrets/NAME/versions/VERSION`.
+        endpoint: of the service.
+
+    Raises:
+        UserError: if it may not be read, or is not there.
+    """
+    try:
+        credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
+        with google.auth.transport.requests.AuthorizedSession(credentials) as session:
+            answer = session.get(f"{endpoint}/v1/{name}:access", timeout=60)
+            if not answer.ok:
+                raise UserError(
+                    f"WANDB_API_KEY_SECRET: {name} cannot be read ({answer.status_code} {answer.reason}); the service "
+                    f"account needs roles/secretmanager.secretAccessor on it"
+                )
+            return base64.b64decode(answer.json()["payload"]["data"]).decode().strip()
+    except (GoogleAuthError, OSError) as error:
+        raise UserError(f"WANDB_API_KEY_SECRET: {name} cannot be read: {error}") from error
+
+
+def run(args: Namespace) -> int:
+    """Runs the launcher here, which starts several processes and passes signals on; returns the exit status."""
+    if args.tpu:  # its launcher leaves signals to whoever gets them
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            for child in psutil.Process().children(recursive=True):
+                child.send_signal(number)
+
+        signal.signal(signal.SIGTERM, pass_on)
+    try:
+        launch_command(args)
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    except ChildFailedError as failed:
+        return abs(failed.get_first_failure()[1].exitcode)
+    return 0
+
+
+def main(environment: Mapping[str, str], arguments: Sequence[str]) -> int:
+    """Starts the training, in this process's place or from it; returns the exit status."""
+    machines = read_cluster_spec(environment.get("CLUSTER_SPEC"))
+    num_gpus = torch.cuda.device_count()
+    words = launch_arguments(machines, num_gpus, environment.get("LAUNCH"), arguments)
+    if secret := environment.get("WANDB_API_KEY_SECRET"):
+        os.environ["WANDB_API_KEY"] = read_secret(secret)
+    if machines.count > 1 and not num_gpus:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+    args = launch_command_parser().parse_args(words)
+    checked, *_ = _validate_launch_command(args)
+    if not (checked.multi_gpu or checked.use_fsdp or checked.tpu):
+        command, variables = prepare_simple_launcher_cmd_env(checked)
+        os.execvpe(command[0], command, variables)
+    return run(launch_command_parser().parse_args(words))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(os.environ, sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

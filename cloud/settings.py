@@ -1,0 +1,63 @@
+"""The settings of the make targets for the cloud: read from the environment, checked before anything is started.
+
+Nothing here needs more than Python's standard library.
+
+    python -m cloud.settings PROJECT REGION      # silent if they are there and can be right
+"""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+
+# What each must look like, and how to say that.
+PATTERNS = {
+    "PROJECT": (r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project id: 6 to 30 lower-case letters, digits and '-'"),
+    "REGION": (r"[a-z]+-[a-z]+\d+", "a region such as europe-west4"),
+    "BUCKET": (
+        r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]",
+        "a bucket's name without gs://, in lower case",
+    ),
+    "REPOSITORY": (
+        r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?",
+        "a repository of Artifact Registry, in lower case",
+    ),
+    "TAG": (r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", "an image tag: letters, digits, '_', '.' and '-', 128 at most"),
+    "JOB_NAME": (r"[a-z0-9][a-z0-9_-]{0,62}", "a name of lower-case letters, digits, '_' and '-'"),
+    "MACHINE_TYPE": (r"[a-z0-9]+-[a-z0-9-]+", "a machine type such as g2-standard-8"),
+    "TPU_MACHINE_TYPE": (r"ct[a-z0-9]+-[a-z0-9-]+", "a TPU's machine type such as ct5lp-hightpu-4t"),
+    "TPU_MACHINE": (r"ct[a-z0-9]+-[a-z0-9-]+", "a TPU's machine type such as ct5lp-hightpu-4t"),
+    "TPU_TOPOLOGY": (r"\d+x\d+(x\d+)?", "a topology such as 2x2"),
+    "ACCELERATOR_TYPE": (r"(NVIDIA|TPU)_[A-Z0-9_]+", "a name of Vertex AI's such as NVIDIA_L4"),
+    "ACCELERATOR_COUNT": (r"[1-9]\d*", "a number from 1 up"),
+    "REPLICAS": (r"[1-9]\d*", "a number of machines from 1 up"),
+    "SPOT": (r"true|false", "true or false"),
+    "TIMEOUT_HOURS": (r"[1-9]\d*", "a number from 1 up"),
+    "SERVICE_ACCOUNT": (r"[a-z0-9-]+@[a-z0-9.-]+\.gserviceaccount\.com", "NAME@PROJECT.iam.gserviceaccount.com"),
+    "WANDB_SECRET": (r"[A-Za-z0-9_-]{1,255}", "the name of a secret in Secret Manager, never the key itself"),
+    "CONFIG": (r"configs/[\w./-]+\.yaml", "a mixture that is in the image, such as configs/quickstart.yaml"),
+}
+
+
+def setting(environment: Mapping[str, str], name: str, default: str | None = None) -> str:
+    """One setting.
+
+    Raises:
+        ValueError: if it is missing and has no default, or cannot be right.
+    """
+    value = environment.get(name, "").strip() or default
+    pattern, what = PATTERNS[name]
+    if value is None:
+        raise ValueError(f"{name} is missing; set it in .env (made from .env.example) or on the command line: {what}")
+    if value != default and not re.fullmatch(pattern, value):
+        raise ValueError(f"{name}: found '{value}', expected {what}")
+    return value
+
+
+if __name__ == "__main__":
+    try:
+        for name in sys.argv[1:]:
+            setting(os.environ, name)
+    except ValueError as error:
+        print(f"error: {error}")  # make reads it
+        sys.exit(2)
