@@ -26,7 +26,7 @@ from multitask.adapters import freeze_or_adapt
 from multitask.agreement import Agreement
 from multitask.background import Background
 from multitask.balancing import build_balancing
-from multitask.batches import Step, StepDataset, StepLoader, num_rows
+from multitask.batches import Step, StepDataset, num_rows
 from multitask.building import build_model, load_tokenizer
 from multitask.checkpoint import Snapshot, load_checkpoint, take_part_in_saving, take_snapshot, write_checkpoint
 from multitask.command import Command, read_command
@@ -37,6 +37,7 @@ from multitask.evaluation import average, evaluate_tasks, predict
 from multitask.export import export_run
 from multitask.history import History, check_history
 from multitask.hub import find_encoder
+from multitask.loader import StepLoader
 from multitask.mixture import key_of
 from multitask.model import checkpoint_gradients
 from multitask.modes import OTHER_MODES
@@ -121,8 +122,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     share = {"num_devices": accelerator.num_processes, "device": accelerator.process_index}
     mixture, last = sampling.mixture(training.seed, lengths, history.stopped), sampling.last_step(history.stopped)
     dataset = StepDataset(mixture, splits, pad, training.max_tokens_per_pass, **share, static_shapes=static)
-    on_gpu = accelerator.device.type == "cuda"
-    steps = StepLoader(dataset, state["step"], last, training.dataloader_num_workers, pin_memory=on_gpu)
+    steps = StepLoader(
+        dataset, state["step"], last, training.dataloader_num_workers, accelerator.device.type == "cuda"
+    )
 
     def pass_losses(step: int, batch: Step, index: int) -> dict[str, torch.Tensor]:
         """Each task's sum of losses over the examples of one pass of this process."""

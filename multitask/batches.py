@@ -1,7 +1,7 @@
 """From the rows of a step to what one device computes: passes of padded tensors, prepared in the background."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from .data import Split
 from .mixture import Mixture, Rows
-from .signals import leave_signals_to_parent
 from .static_shapes import static_shape
 from .words import NO_LABEL
 
@@ -129,42 +128,6 @@ def split_statically(rows: Rows, split: Split, most_rows: int, max_tokens: int) 
         parts.append(remaining[:fitting])
         remaining = remaining[fitting:]
     return parts
-
-
-class StepLoader:
-    """The steps of a run with their numbers, prepared in the background.
-
-    What has been prepared when `use` gives it another mixture is thrown away and made anew.
-
-    Args:
-        dataset: gives a step as this device sees it.
-        first: how many steps are done already.
-        last: the number of the last step.
-        num_workers: processes that prepare them; 0 prepares them in the loop.
-        pin_memory: for faster copies to a GPU.
-    """
-
-    def __init__(self, dataset: StepDataset, first: int, last: int, num_workers: int = 0, pin_memory: bool = False):
-        self.dataset, self.first, self.last = dataset, first, last
-        self.options: dict[str, Any] = {
-            "num_workers": num_workers,
-            "pin_memory": pin_memory,
-            "worker_init_fn": leave_signals_to_parent,
-        }
-
-    def use(self, mixture: Mixture, last: int) -> None:
-        """From the next step on, takes rows as a mixture says, up to another last step."""
-        self.dataset.mixture, self.last = mixture, last
-
-    def __iter__(self) -> Iterator[tuple[int, Step]]:
-        done = self.first
-        while done < self.last:
-            mixture, remaining = self.dataset.mixture, range(done, self.last)
-            for step in DataLoader(self.dataset, batch_size=None, sampler=remaining, **self.options):
-                done += 1
-                yield done, step
-                if self.dataset.mixture is not mixture:
-                    break
 
 
 def split_into_passes(rows: Mapping[str, Rows], splits: Mapping[str, Split], max_tokens: int) -> list[dict[str, Rows]]:

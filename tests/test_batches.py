@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from multitask.batches import StepDataset, StepLoader, collate, padded_tokens, split_into_passes
+from multitask.batches import StepDataset, collate, padded_tokens, split_into_passes
 from multitask.data import Split
+from multitask.loader import StepLoader
 from multitask.mixture import Mixture
 
 
