@@ -122,9 +122,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     share = {"num_devices": accelerator.num_processes, "device": accelerator.process_index}
     mixture, last = sampling.mixture(training.seed, lengths, history.stopped), sampling.last_step(history.stopped)
     dataset = StepDataset(mixture, splits, pad, training.max_tokens_per_pass, **share, static_shapes=static)
-    steps = StepLoader(
-        dataset, state["step"], last, training.dataloader_num_workers, accelerator.device.type == "cuda"
-    )
+    steps = StepLoader(dataset, state["step"], last, training.dataloader_num_workers)
 
     def pass_losses(step: int, batch: Step, index: int) -> dict[str, torch.Tensor]:
         """Each task's sum of losses over the examples of one pass of this process."""
@@ -211,10 +209,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     model.train()
     window = LogWindow(**state.get("window", {}))
     progress = progress_bar(max_steps, state["step"], is_shown=accelerator.is_main_process)
-    background, uploads = Background(), None
-    if config.checkpoints.remote and accelerator.is_main_process:
-        keep = partial(steps_to_keep, training.save_total_limit, history)
-        uploads = Uploader(config.checkpoints.remote, keep, progress.write)
+    background, keep = Background(), partial(steps_to_keep, training.save_total_limit, history)
+    remote = config.checkpoints.remote if accelerator.is_main_process else None
+    uploads = Uploader(remote, keep, progress.write) if remote else None
     results = state.get("results")
     if state["step"] and results is None and is_due(state["step"], training.eval_steps):
         if (results := evaluate_now(state["step"])) is None:

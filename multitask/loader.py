@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from .batches import Step, StepDataset
@@ -20,14 +21,13 @@ class StepLoader:
         first: how many steps are done already.
         last: the number of the last step.
         num_workers: processes that prepare them; 0 prepares them in the loop.
-        pin_memory: for faster copies to a GPU.
     """
 
-    def __init__(self, dataset: StepDataset, first: int, last: int, num_workers: int = 0, pin_memory: bool = False):
+    def __init__(self, dataset: StepDataset, first: int, last: int, num_workers: int = 0):
         self.dataset, self.first, self.last = dataset, first, last
         self.options: dict[str, Any] = {
             "num_workers": num_workers,
-            "pin_memory": pin_memory,
+            "pin_memory": torch.cuda.is_available(),  # for faster copies
             "worker_init_fn": leave_signals_to_parent,
         }
 
