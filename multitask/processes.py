@@ -42,7 +42,7 @@ def start_accelerator() -> Accelerator:
         UserError: if it asks for an accelerator that is not there.
     """
     there = torch.accelerator.is_available() or is_torch_xla_available()
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    launched = "ACCELERATE_DYNAMO_BACKEND" in os.environ  # which `accelerate launch` sets always
     if launched and not there and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         raise UserError(
             "the launch configuration asks for a GPU or a TPU, and PyTorch finds none; accelerate_configs/cpu.yaml "

@@ -119,7 +119,8 @@ def finish_uploads(
     uploads.report(log)
     if not is_done:
         tell(f"{uploads.url}: the last checkpoint is not there; it stays on this machine")
-    copies = [(gcs.upload_checkpoint, best, uploads.url)] if best else []
+    # A best checkpoint that is not here is there already: this machine has gone on from a copy.
+    copies = [(gcs.upload_checkpoint, best, uploads.url)] if best and best.exists() else []
     copies += [(gcs.upload_folder, folder, f"{uploads.url.rstrip('/')}/{folder.name}") for folder in folders]
     for copy, folder, url in copies:
         try:

@@ -385,7 +385,9 @@ def pytest_terminal_summary(terminalreporter):
         for line in (value for name, value in passed.user_properties if name == "drill"):
             terminalreporter.write_line(f"drill: {line}")
     reports = [r for kind in ("passed", "failed", "skipped") for r in terminalreporter.stats.get(kind, [])]
-    on_real_data = [r for r in reports if "real_data" in r.keywords and (r.when == "call" or r.skipped)]
+    on_real_data = [
+        r for r in reports if "real_data" in getattr(r, "keywords", ()) and (r.when == "call" or r.skipped)
+    ]
     ran = sum(not r.skipped for r in on_real_data)
     terminalreporter.write_line(
         f"real data: {ran} of {len(on_real_data)} tests ran (MULTITASK_DATA_ROOT={REAL_DATA or 'not set'})"

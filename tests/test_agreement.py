@@ -27,7 +27,7 @@ def agreement_of(model, scaler=None):
 
 def terms_of(model, tasks, batches):
     logits = model({name: batch["inputs"] for name, batch in batches.items()})
-    losses = [example_losses(task.type, logits[task.name], batches[task.name]["labels"]).sum() for task in tasks]
+    losses = [example_losses(task.type, logits[task.name], batches[task.name]).sum() for task in tasks]
     return [factor * loss for factor, loss in zip(FACTORS, losses, strict=True)]
 
 

@@ -550,7 +550,7 @@ def test_nothing_of_the_users_is_replaced(folder, tmp_path):
         run_mode("predict", *options, "--input", str(bad))
     assert kept.read_text() == "x" and read_jsonl(bad) == [{"text": "the cat"}]
     copy = tmp_path / "moved"
-    shutil.copytree(folder, copy)  # its export goes with it, not where its configuration says
+    shutil.copytree(folder, copy, symlinks=True)  # its export goes with it, not where its configuration says
     shutil.rmtree(copy / "export")
     run_mode("export", "--checkpoint", str(copy), "--tasks", "animal")
     assert (copy / "export" / "animal" / "config.json").is_file()

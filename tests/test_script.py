@@ -262,6 +262,9 @@ def test_a_run_leaves_what_the_readme_says(mixture_config, write_config, program
         "export",
         "metrics.json",
         "metrics.jsonl",
+        "predictions.json",
+        "report",
+        "watched.jsonl",
     ]
     *lines, saved = read_jsonl(folder / "metrics.jsonl")
     assert saved.keys() == {"step", "checkpoint/seconds"} and saved["step"] == 6
