@@ -54,9 +54,12 @@ def open_run(
         return found
 
     found = from_main_process(accelerator, look)
-    if found and remote and accelerator.is_local_main_process and not found.exists():
-        found.parent.mkdir(parents=True, exist_ok=True)
-        download_checkpoint(remote, _step(found), found)
+    if found and remote and accelerator.is_local_main_process and not accelerator.is_main_process:
+        try:  # this machine may have another disk than the first one, on which it is whole
+            verify(found)
+        except ValueError:
+            found.parent.mkdir(parents=True, exist_ok=True)
+            download_checkpoint(remote, _step(found), found)
     accelerator.wait_for_everyone()
     return found
 

@@ -98,7 +98,7 @@ def test_kills(options, place, bucket, tmp_path, drill):
 
 def test_one_of_two_processes_is_killed(options, place, tmp_path, drill):
     """What is left of the run ends, and goes on with two processes as if nothing had been."""
-    options += ["--training.max_steps", "60"]
+    options += ["--training.max_steps", "40"]
     log = tmp_path / "log"
     process = start(options, tmp_path / "whole", log, processes=2)
     assert process.wait() == 0, log.read_text()[-3000:]
