@@ -27,7 +27,7 @@ help: ## List the targets
 
 .venv/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 -r requirements-dev.txt
 	touch $@
 
 run-local: .venv/.installed ## Train a mixture on this machine: CONFIG=configs/….yaml LAUNCH=cpu|single_gpu|multi_gpu ARGS="--key value"
@@ -46,7 +46,7 @@ test-xla: .venv-xla/.installed ## Run the tests on XLA, on the CPU: 8 GB of pack
 .venv-xla/.installed: requirements.txt requirements-dev.txt requirements-xla.txt
 	$(PYTHON) -m venv .venv-xla
 	grep -hvE '^(-r|torch==|hadolint)' requirements.txt requirements-dev.txt | cat - requirements-xla.txt > .venv-xla/requirements.txt
-	.venv-xla/bin/pip install --quiet --disable-pip-version-check -r .venv-xla/requirements.txt
+	.venv-xla/bin/pip install --quiet --disable-pip-version-check --use-pep517 -r .venv-xla/requirements.txt
 	touch $@
 
 quality: .venv/.installed ## Check format, lint, types and the Dockerfile
