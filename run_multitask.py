@@ -38,13 +38,15 @@ from multitask.export import export_run
 from multitask.history import History, check_history
 from multitask.hub import find_encoder
 from multitask.loader import StepLoader
+from multitask.manifest import checkpoint_at
 from multitask.mixture import key_of
 from multitask.model import checkpoint_gradients
 from multitask.modes import OTHER_MODES
 from multitask.optim import build_optimizer, check_losses, forget_gradients, lr_schedule
 from multitask.processes import check_share, start_accelerator
 from multitask.recorder import Recorder
-from multitask.resume import checkpoint_at, choose_export, find_best, open_run, prune, restore, steps_to_keep
+from multitask.resume import choose_export, find_best, open_run, restore
+from multitask.retention import prune, steps_to_keep
 from multitask.run_folder import NUMBERS, check_run_folder
 from multitask.shares import Sampling
 from multitask.signals import Stopped, caught_signals
@@ -163,11 +165,11 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         return results
 
     def save(step: int, results: dict | None) -> None:
-        if not accelerator.is_main_process:
-            return take_part_in_saving(plain_model, plain_optimizer)
         started = time.perf_counter()
         background.wait()  # for the checkpoint before, or its error
         history.saved(step, results)
+        if not accelerator.is_main_process:
+            return take_part_in_saving(plain_model, plain_optimizer)
         state = {
             "step": step,
             "run_id": recorder.run_id,
@@ -287,15 +289,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     if accelerator.is_main_process:
         background.wait()
         chosen, known = choose_export(folder, history, training.load_best_model_at_end, print)
-        export_run(
-            load_checkpoint(chosen, config)[0],
-            tasks,
-            tokenizer,
-            config,
-            known,
-            folder / "export",
-            not lora or lora.merge,
-        )
+        trained, *_ = load_checkpoint(chosen, config)
+        export_run(trained, tasks, tokenizer, config, known, folder / "export", not lora or lora.merge)
         print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
     return when_copied(0, folder / "export", folder / "report")
 

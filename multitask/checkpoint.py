@@ -111,19 +111,21 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         for path in (*partial.rglob("*"), partial):
             _flush(path)
     except Exception as error:  # safetensors has an exception of its own, and tokenizers another
-        free = shutil.disk_usage(folder.parent.parent).free
         shutil.rmtree(partial, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent.parent).free
         if "No space left" not in str(error):
             raise
         tensors = (*snapshot.weights.values(), *snapshot.optimizer.values())
         needed = sum(t.nbytes for t in tensors) + sum(len(text.encode()) for text in snapshot.texts.values())
         raise UserError(
-            f"training.output_dir: {folder} needs {needed:,} bytes and did not fit on its disk ({free:,} were left); "
-            f"the checkpoints before it are whole: make room and go on"
+            f"training.output_dir: {folder} needs {needed:,} bytes and does not fit on its disk, which has {free:,} "
+            f"left; the checkpoints before it are whole: make room and go on"
         ) from error
-    delete_checkpoint(folder)
+    earlier = folder.rename(folder.with_name(folder.name + ".deleted")) if folder.exists() else None
     partial.rename(folder)
     _flush(folder.parent)
+    if earlier:
+        shutil.rmtree(earlier)
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

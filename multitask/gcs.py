@@ -17,7 +17,7 @@ from google.cloud import storage
 
 from . import gcs_objects as objects
 from .gcs_objects import clear_errors, delete_objects, fetch_file, in_parallel, list_objects, open_url, send_file
-from .manifest import NAME, crc32c_of, describe, read_manifest, verify_file
+from .manifest import NAME, crc32c_of, describe, read_manifest, step_name, verify_file
 
 
 def check_access(url: str) -> None:
@@ -104,11 +104,11 @@ def download_checkpoint(url: str, step: int, folder: Path, only: Collection[str]
     shutil.rmtree(partial, ignore_errors=True)
     with clear_errors(url, "storage.objects.get", f"it has no whole checkpoint of step {step}"):
         bucket, prefix = open_url(url)
-        prefix += _name(step) + "/"
+        prefix += step_name(step) + "/"
         fetch_file(bucket.blob(prefix + NAME), partial / NAME, lambda: read_manifest(partial))
         manifest = read_manifest(partial)
         if manifest["step"] != step:
-            raise ValueError(f"{url}/{_name(step)}/{NAME} is that of step {manifest['step']}")
+            raise ValueError(f"{url}/{step_name(step)}/{NAME} is that of step {manifest['step']}")
 
         def fetch(name: str) -> None:
             path, expected = partial / name, manifest["files"][name]
@@ -158,10 +158,6 @@ def prune(url: str, keep: Callable[[list[int]], set[int]]) -> None:
     unended = {step for step in checkpoints.keys() - {*whole} if step < max(whole, default=0)}
     for step in unended | ({*whole} - keep(whole)):
         _delete(checkpoints[step])
-
-
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 def _checkpoints(url: str) -> dict[int, dict[str, storage.Blob]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import gcs, gcs_objects
 from .errors import UserError, first_line, mistakes_in_one_line
-from .manifest import NAME, checkpoints_in, read_manifest, read_state, verify
+from .manifest import NAME, checkpoints_in, read_manifest, read_state, step_name, verify
 from .tables import format_table
 
 ONE = r"(.+)/step-(\d{8,})"  # the URL of one checkpoint
@@ -58,8 +58,10 @@ def find(location: str) -> list[str]:
     if location.startswith("gs://"):
         gcs_objects.split_url(location)
         location = location.rstrip("/")
-        is_one = re.fullmatch(ONE, location)
-        found = [location] if is_one else [f"{location}/step-{s:08}" for s in gcs.list_checkpoints(location)[::-1]]
+        if re.fullmatch(ONE, location):
+            found = [location]
+        else:
+            found = [f"{location}/{step_name(step)}" for step in reversed(gcs.list_checkpoints(location))]
     elif (Path(location) / NAME).is_file():
         found = [location]
     else:

@@ -96,6 +96,21 @@ def verify_file(path: Path, file: Mapping[str, Any]) -> None:
         raise ValueError(f"{path} is damaged: its CRC32C is {found}, not {file['crc32c']}")
 
 
+def step_name(step: int) -> str:
+    """The name of a checkpoint: `step-00000500`."""
+    return f"step-{step:08}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def checkpoint_at(folder: Path, step: int | None) -> Path | None:
+    """Where a run's checkpoint of a step is; None for no step."""
+    return None if step is None else folder / "checkpoints" / step_name(step)
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, the newest first; a name with an ending is that of something else."""
     found = (path.parent for path in (folder / "checkpoints").glob("step-*/manifest.json"))

@@ -2,8 +2,7 @@
 
 import re
 import shutil
-import sys
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from .config import Config
 from .errors import UserError
 from .gcs import check_access, download_checkpoint, list_checkpoints
 from .history import History
-from .manifest import checkpoints_in, read_state, verify
+from .manifest import checkpoint_at, checkpoints_in, read_state, step_name, step_of, verify
 from .processes import from_main_process
 from .run_folder import changed_setting, open_run_folder
 
@@ -59,7 +58,7 @@ def open_run(
             verify(found)
         except ValueError:
             found.parent.mkdir(parents=True, exist_ok=True)
-            download_checkpoint(remote, _step(found), found)
+            download_checkpoint(remote, step_of(found), found)
     accelerator.wait_for_everyone()
     return found
 
@@ -88,7 +87,13 @@ def find_resumable(
     here = folder / "checkpoints"
     for rest in (path for end in ("partial", "deleted") for path in here.glob(f"step-*.{end}")):
         shutil.rmtree(rest)  # of a run that was killed
+    copies = list_checkpoints(remote) if remote else []
     if choice == "never":
+        if copies:  # as its newest, they would be kept in the place of this run's
+            raise UserError(
+                f"checkpoints.remote: {remote} holds checkpoints of an earlier run, up to step {copies[-1]}; a run "
+                f"that begins anew needs a place of its own"
+            )
         for old in checkpoints_in(folder):
             tell(f"{old} is removed, as this run begins anew")
             delete_checkpoint(old)
@@ -101,8 +106,7 @@ def find_resumable(
             raise UserError(f"training.resume_from_checkpoint: {choice} is damaged: {damage}") from damage
         _check_settings(found, config, num_rows)
         return found
-    copies = set(list_checkpoints(remote)) if remote else set()
-    for step in sorted({_step(path) for path in checkpoints_in(folder)} | copies, reverse=True):
+    for step in sorted({step_of(path) for path in checkpoints_in(folder)} | {*copies}, reverse=True):
         found = here / step_name(step)
         try:
             verify(found)
@@ -186,41 +190,8 @@ def _fetch(url: str, here: Path) -> Path:
         place, name = url, step_name(steps[-1])
     found = here / name
     here.mkdir(parents=True, exist_ok=True)
-    download_checkpoint(place, _step(found), found)
+    download_checkpoint(place, step_of(found), found)
     return found
-
-
-def checkpoint_at(folder: Path, step: int | None) -> Path | None:
-    """Where a run's checkpoint of a step is; None for no step."""
-    return None if step is None else folder / "checkpoints" / step_name(step)
-
-
-def step_name(step: int) -> str:
-    """The name of a checkpoint: `step-00000500`."""
-    return f"step-{step:08}"
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def prune(folder: Path, limit: int | None, best: int | None, busy: Set[Path]) -> None:
-    """Deletes a run's checkpoints but for the newest, the best, and those that are being copied.
-
-    Args:
-        folder: of the run.
-        limit: how many of the newest stay; None keeps all.
-        best: the step of the best one, if any has been evaluated.
-        busy: those that are being copied.
-    """
-    for path in checkpoints_in(folder)[limit or sys.maxsize :]:
-        if _step(path) != best and path not in busy:
-            delete_checkpoint(path)
-
-
-def steps_to_keep(limit: int | None, history: History, steps: list[int]) -> set[int]:
-    """Of all steps that have a copy, in order: the newest, and the best."""
-    return {*steps[-(limit or 0) :]} | ({history.best["step"]} & {*steps})  # -0 is the whole list
 
 
 def _check_settings(folder: Path, config: Config, num_rows: Mapping[str, Mapping[str, int]]) -> None:

@@ -7,6 +7,7 @@ from threading import Condition, Thread
 
 from . import gcs
 from .errors import first_line
+from .manifest import step_of
 
 CLOSE_SECONDS = 600.0  # for the last checkpoint; who cannot wait sends a second signal
 
@@ -91,7 +92,7 @@ class Uploader:
         start = time.monotonic()
         gcs.upload_checkpoint(folder, self.url)
         with self._changed:
-            self._seconds[int(folder.name.removeprefix("step-"))] = time.monotonic() - start
+            self._seconds[step_of(folder)] = time.monotonic() - start
             if self._pending == folder:
                 self._pending = None
 

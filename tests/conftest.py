@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -368,6 +369,23 @@ def make_checkpoint(folder: Path, step: int, large: int = 0, average: float | No
     (folder / "state.json").write_text(json.dumps({"step": step, "average": average}))
     write_manifest(folder, step=step)
     return folder
+
+
+@pytest.fixture
+def stoppable(mixture_config, write_config, tmp_path):
+    """Trains in a folder, with dropout, up to a signal after so many looks for one; gives the exit status."""
+    mixture_config["model"]["dropout"] = 0.1
+
+    def train(folder: str, *options: str, stop_at: int | None = None) -> int:
+        looks = iter(range(1, 10**6))
+        command = read_command(
+            ["--config", write_config(mixture_config), "--training.output_dir", str(tmp_path / folder), *options]
+        )
+        return run_multitask.train(
+            command, Accelerator(cpu=True), lambda: signal.SIGTERM if stop_at and next(looks) >= stop_at else 0
+        )
+
+    return train
 
 
 @pytest.fixture

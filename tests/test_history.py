@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,12 @@ from test_resume import assert_same_run, damage, numbers
 from test_script import assert_same_curve, weights
 
 import run_multitask
-from multitask.checkpoint import checkpoints_in, read_state
 from multitask.command import read_command
 from multitask.errors import UserError
 from multitask.evaluation import average
 from multitask.gcs import delete_checkpoint, upload_checkpoint
 from multitask.history import History, check_history, score
-from multitask.resume import step_name
+from multitask.manifest import checkpoints_in, read_state, step_name
 
 RESULTS = {"a": {"accuracy": 0.5, "f1": 0.75}, "b": {"mse": 0.25}, "c": {"pearson": 0.5}}
 
@@ -119,21 +117,9 @@ def test_what_no_evaluation_can_tell(arguments, said):
 
 
 @pytest.fixture
-def run(mixture_config, write_config, tmp_path):
-    """Trains in a folder, up to a signal after so many looks for one; gives the exit status."""
-    mixture_config["model"]["dropout"] = 0.1
+def run(stoppable, mixture_config):
     mixture_config["training"] |= {"max_steps": 10, "eval_steps": 2, "save_steps": 3, "save_total_limit": None}
-
-    def train(folder: str, *options: str, stop_at: int | None = None) -> int:
-        looks = iter(range(1, 10**6))
-        command = read_command(
-            ["--config", write_config(mixture_config), "--training.output_dir", str(tmp_path / folder), *options]
-        )
-        return run_multitask.train(
-            command, Accelerator(cpu=True), lambda: signal.SIGTERM if stop_at and next(looks) >= stop_at else 0
-        )
-
-    return train
+    return stoppable
 
 
 def final_state(folder: Path) -> dict:

@@ -11,38 +11,23 @@ import time
 from pathlib import Path
 
 import pytest
-from accelerate import Accelerator
 from conftest import ROOT, make_rows, read_jsonl, write_jsonl
 from safetensors.torch import load_file
 from test_script import assert_same_curve
 
-import run_multitask
-from multitask.command import read_command
 from multitask.errors import UserError
 from multitask.evaluation import average
 from multitask.gcs import list_checkpoints
-from multitask.manifest import checkpoints_in, read_state, verify
-from multitask.resume import prune, step_name
+from multitask.manifest import checkpoints_in, read_state, step_name, verify
+from multitask.retention import prune
 
 TIMING = {"train/tokens_per_second", "checkpoint/seconds", "checkpoint/upload_seconds"}
 
 
 @pytest.fixture
-def run(mixture_config, write_config, tmp_path):
-    """Trains in a folder, up to a signal after so many looks for one; gives the exit status."""
-    mixture_config["model"]["dropout"] = 0.1
+def run(stoppable, mixture_config):
     mixture_config["training"] |= {"max_steps": 8, "eval_steps": 3, "save_steps": 3, "logging_steps": 2}
-
-    def train(folder: str, *options: str, stop_at: int | None = None) -> int:
-        looks = iter(range(1, 10**6))
-        command = read_command(
-            ["--config", write_config(mixture_config), "--training.output_dir", str(tmp_path / folder), *options]
-        )
-        return run_multitask.train(
-            command, Accelerator(cpu=True), lambda: signal.SIGTERM if stop_at and next(looks) >= stop_at else 0
-        )
-
-    return train
+    return stoppable
 
 
 def numbers(folder: Path) -> list[dict]:
@@ -401,6 +386,18 @@ def test_what_could_not_be_uploaded_stays_and_is_said(run, proxy, place, tmp_pat
     proxy.fault = after_the_check("403")
     assert run("stopped", "--checkpoints.remote", place, stop_at=3) == 1  # and not 143: a copy was wanted
     assert checkpoints_in(tmp_path / "stopped") and proxy.injected["403"] > 2
+
+
+def test_a_run_that_begins_anew_needs_a_place_of_its_own(run, place, tmp_path):
+    """The steps of the earlier run would be the newest of it for ever."""
+    assert run("first", "--checkpoints.remote", place, stop_at=6) == 143
+    before = list_checkpoints(place)
+    with pytest.raises(
+        UserError,
+        match=f"checkpoints.remote: {place} holds checkpoints of an earlier run, up to step 3; a run that begins",
+    ):
+        run("first", "--checkpoints.remote", place, "--training.resume_from_checkpoint", "never")
+    assert list_checkpoints(place) == before and checkpoints_in(tmp_path / "first")  # nothing is lost
 
 
 def test_a_bucket_without_access_is_told_before_training(run, proxy, place, tmp_path):
