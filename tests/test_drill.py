@@ -162,7 +162,7 @@ def test_a_disk_that_is_full(options, tmp_path, drill):
         assert start([*options, *keep_all], disk / "run", log).wait() == 2
         said = log.read_text()
         assert re.search(
-            r"error: training.output_dir: \S+/step-\d+ needs [\d,]+ bytes and did not fit on its disk \([\d,]+ were left\)",
+            r"error: training.output_dir: \S+/step-\d+ needs [\d,]+ bytes and does not fit on its disk, which has [\d,]+ left",
             said,
         )
         assert "Traceback" not in said
