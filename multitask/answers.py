@@ -23,7 +23,6 @@ def encode_windows(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    source: str = "",
 ) -> dict[str, list]:
     """Tokenises a batch of questions with their contexts, as `encoding.encode_texts` does rows of texts.
 

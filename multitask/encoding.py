@@ -44,9 +44,8 @@ def encode_texts(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    source: str = "",
 ) -> dict[str, list]:
-    """Tokenises a batch of rows; takes plain values, so that `datasets` can tell from them what its cache holds.
+    """Tokenises a batch of rows.
 
     A row of a multiple-choice task becomes one sequence per choice: (input, choice), or with two inputs
     (first input, second input + choice), as in the SWAG example of `transformers`.
@@ -58,7 +57,6 @@ def encode_texts(
         layout: where in a row the things are.
         tokenizer: the encoder's.
         max_length: in tokens; longer sequences are cut, the longest part first.
-        source: not used; `datasets` knows a function by its name, so what the code is must be among the values.
 
     Returns:
         `input_ids` and what else the encoder reads: a list of sequences per row; `label`, or without labels `choices`,

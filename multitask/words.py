@@ -20,7 +20,6 @@ def encode_words(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    source: str = "",
 ) -> dict[str, list]:
     """Tokenises a batch of rows of words, each with a label, as `encoding.encode_texts` does rows of texts.
 

@@ -6,6 +6,7 @@ import pandas
 import pytest
 from conftest import make_rows, write_jsonl
 
+from multitask import data
 from multitask.building import load_tokenizer
 from multitask.data import load_task
 from multitask.encoding import value_at
@@ -161,12 +162,25 @@ def test_nothing_is_no_text_and_no_class(load, tmp_path, column):
 
 def test_what_is_cached_is_what_this_code_encodes(load, tmp_path, monkeypatch):
     """`datasets` knows a function by its name alone; a new version of it must not find the old one's rows."""
-    files = {"train": str(write_jsonl(tmp_path / "rows.jsonl", [{"a": "cat", "label": 1.5}]))}
+    rows = [{"a": "cat", "b": "dog", "label": number} for number in (1.5, 2.5)]
+    files = {"train": str(write_jsonl(tmp_path / "rows.jsonl", rows))}
     options = {"type": "regression", "inputs": ["a"], "data_files": files}
-    before = load([], **options).train.rows._fingerprint
-    assert load([], **options).train.rows._fingerprint == before
+
+    def fingerprint(**changes) -> str:
+        return load([], **options | changes).train.rows._fingerprint
+
+    tokenizer = inspect.getclosurevars(load).nonlocals["tokenizer"]
+    before = fingerprint()
+    tokenizer("the cat", truncation=True, max_length=8)  # which changes how it is set, and not what it is
+    assert fingerprint() == before
+    changes = {"max_length": 32}, {"inputs": ["b"]}, {"type": "classification"}, {"max_train_examples": 1}
+    found = [before, *(fingerprint(**change) for change in changes)]
+    tokenizer.add_tokens("hamster")
+    data._hash.cache_clear()
+    found.append(fingerprint())
     monkeypatch.setattr(inspect, "getsource", lambda module: "another version")
-    assert load([], **options).train.rows._fingerprint != before
+    found.append(fingerprint())
+    assert len(set(found)) == len(found) == 7
 
 
 def test_splits_may_write_the_same_label_differently(load):
