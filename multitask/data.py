@@ -110,7 +110,7 @@ def load_task(
     def tokenise(dataset: Dataset, split: str, most: int | None) -> Split:
         dataset = dataset.select(range(min(most or len(dataset), len(dataset))))
         where = f"tasks.{name}: {split}"
-        made_of = (dataset._fingerprint, source, config.type, where, layout, _hash(tokenizer), max_length)
+        made_of = (dataset._fingerprint, source, where, layout, _hash(tokenizer), max_length)
         encoded = dataset.map(
             task_type.encode,
             batched=True,
