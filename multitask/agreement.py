@@ -63,7 +63,8 @@ class Agreement:
         """The backward pass of a pass of this process; gradients are not exchanged yet.
 
         Args:
-            terms: what each task adds to the loss, in the tasks' order; no two depend on the same activations.
+            terms: what each task adds to the loss, in the tasks' order; no two depend on the same activations, but for
+                the words' embeddings.
         """
         scaler = self.accelerator.scaler  # with float16
         if self.rows is None:
@@ -71,7 +72,7 @@ class Agreement:
             self.own_rows = [self.rows.new_zeros(sum(p.numel() for p in own)) for own in self.own.values()]
         for term, own, row, own_row in zip(terms, self.own.values(), self.rows, self.own_rows, strict=True):
             term = term if scaler is None else scaler.scale(term)
-            gradients = torch.autograd.grad(term, [*self.shared, *own], allow_unused=True)
+            gradients = torch.autograd.grad(term, [*self.shared, *own], retain_graph=True, allow_unused=True)
             places = [*row.split(self.sizes), *own_row.split([p.numel() for p in own])]
             for place, gradient in zip(places, gradients, strict=True):
                 if gradient is not None:  # the task has no row in this pass

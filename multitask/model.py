@@ -1,6 +1,6 @@
 """One encoder that all tasks share, one head per task, made of the classes that `transformers` ships."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -65,15 +65,36 @@ class MultitaskModel(nn.Module):
             each token. Those of no rows still depend on the task's own parameters (on all, if no task has rows), so
             that every process takes part in the same gradient exchange.
         """
-        nothing = all(not len(inputs["input_ids"]) for inputs in batches.values())
+        ids = [inputs["input_ids"] for inputs in batches.values() if len(inputs["input_ids"])]
         logits = {}
-        for task, inputs in batches.items():
-            if len(inputs["input_ids"]):
-                self.use_adapters(self.adapters.get(task, []))
-                logits[task] = logits_of(self.tasks[task](**inputs))
-            else:
-                logits[task] = _no_rows(self.parameters() if nothing else self.head_parameters(task))
+        with self._words_looked_up(ids):
+            for task, inputs in batches.items():
+                if len(inputs["input_ids"]):
+                    self.use_adapters(self.adapters.get(task, []))
+                    logits[task] = logits_of(self.tasks[task](**inputs))
+                else:
+                    logits[task] = _no_rows(self.head_parameters(task) if ids else self.parameters())
         return logits
+
+    @contextmanager
+    def _words_looked_up(self, ids: Sequence[Tensor]) -> Iterator[None]:
+        """Within, the encoder finds the embeddings of these tokens, in this order, looked up already.
+
+        The gradient of a lookup is as large as the vocabulary: there is one in a pass, not one for each task, on which
+        a hundred tasks would spend a fifth of their time.
+        """
+        first: Any = next(iter(self.tasks.values()))
+        words = first.get_input_embeddings()
+        if len(ids) < 2 or not (torch.is_grad_enabled() and words.weight.requires_grad):
+            yield
+            return
+        found = words(torch.cat([of_task.flatten() for of_task in ids]))
+        parts = iter(found.split([of_task.numel() for of_task in ids]))
+        words.forward = lambda of_task: next(parts).view(*of_task.shape, -1)
+        try:
+            yield
+        finally:
+            del words.forward  # the one of its class is behind it
 
     def use_adapters(self, names: list[str]) -> None:
         """Lets the encoder compute with these adapters; which of them are trained stays as it is."""

@@ -35,7 +35,12 @@ def by_hand(model, tasks, batches, names):
     """Cosines between the gradients on some parameters, one `torch.autograd.grad` a task, in float64."""
     parameters = [dict(model.named_parameters())[name] for name in names]
     gradients = [
-        torch.cat([g.double().flatten() for g in torch.autograd.grad(term, parameters, materialize_grads=True)])
+        torch.cat(
+            [
+                g.double().flatten()
+                for g in torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
+            ]
+        )
         for term in terms_of(model, tasks, batches)
     ]
     return [float(torch.nn.functional.cosine_similarity(a, b, dim=0)) for a, b in combinations(gradients, 2)]

@@ -258,3 +258,36 @@ def test_an_encoder_without_such_a_head_is_refused(make, tmp_path):
     transformers.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=1).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="model.encoder: '.*' for task choice: Unrecognized configuration class"):
         build_model(str(tmp_path), tasks[2:])
+
+
+def lookups_in(graph, weight) -> int:
+    """How many gradients of an embedding's weight its backward pass will compute."""
+    found, left, seen = 0, [graph], set()
+    while left:
+        if (node := left.pop()) is not None and node not in seen:
+            seen.add(node)
+            inputs = [function for function, _ in node.next_functions]
+            found += node.name() == "EmbeddingBackward0" and inputs[0].variable is weight
+            left += inputs
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_words_are_looked_up_once_a_pass_and_nothing_changes(make, family):
+    model, tasks, tokenizer = make(family, ALL_TASKS, dropout=0.0)
+    batches = {name: batch["inputs"] for name, batch in batch_of(tasks, tokenizer).items()}
+    weight = model.tasks["animal"].get_input_embeddings().weight
+
+    def gradients(*passes) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        for of_tasks in passes:
+            nothing = {name: {"input_ids": torch.zeros(0, 1)} for name in batches.keys() - set(of_tasks)}
+            logits = model({name: batches[name] for name in of_tasks} | nothing)
+            loss = sum(of_task.square().sum() for of_task in logits.values())
+            assert lookups_in(loss.grad_fn, weight) == 1
+            loss.backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    together = gradients(batches)
+    for name, apart in gradients(*([name] for name in batches)).items():
+        torch.testing.assert_close(together[name], apart, rtol=1e-4, atol=1e-5)
