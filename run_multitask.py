@@ -254,6 +254,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             raise FloatingPointError(f"step {step}: the gradient is {grad_norm}; this step was not applied")
         optimizer.step()
         optimizer.zero_grad()
+        end_graph()  # before its weights are read
         balancing.end()
 
         step_loss = sum(task.weight * of_task[task.name] for task in tasks) / training.batch_size

@@ -155,7 +155,9 @@ def logits_of(output: ModelOutput) -> Tensor:
 
 
 def _no_rows(parameters: Iterable[nn.Parameter]) -> Tensor:
-    touched = torch.stack([parameter.sum() for parameter in parameters if parameter.requires_grad]).sum()
+    # The factor gives each parameter a gradient of its own, of zeros. That of a sum alone is one number, expanded, and
+    # PyTorch/XLA keeps it as a view: what other passes add to it ends up summed in that number, for all parameters.
+    touched = torch.stack([(0 * parameter).sum() for parameter in parameters if parameter.requires_grad]).sum()
     return touched.expand(0, 1)
 
 

@@ -65,7 +65,11 @@ def begin_pass(seed: int) -> None:
 
 
 def end_graph() -> None:
-    """On XLA, sends off what has been asked for so far; nothing elsewhere, where all is computed at once."""
+    """On XLA, sends off what has been asked for so far; nothing elsewhere, where all is computed at once.
+
+    Numbers may be wrong that are read one by one of what has not been sent off: PyTorch/XLA takes two graphs of the
+    same operations for one, whichever of their arguments they use twice (https://github.com/pytorch/xla/issues/8353).
+    """
     if is_torch_xla_available():
         import torch_xla
 

@@ -57,6 +57,18 @@ def test_one_encoder_serves_all_types_of_tasks(make, family):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_gradients_of_no_rows_are_zeros_of_their_own(make):
+    """Not one zero that all of them show: XLA would add to all what is added to one."""
+    model, tasks, tokenizer = make("bert")
+    batches = batch_of(tasks[:1], tokenizer) | batch_of(tasks[1:], tokenizer, rows=[])
+    logits = model({name: batch["inputs"] for name, batch in batches.items()})
+    heads = [p for task in tasks[1:] for p in model.head_parameters(task.name)]
+    gradients = torch.autograd.grad(sum(logits[task.name].sum() for task in tasks[1:]), heads)
+    assert len(heads) == 8 and not any(gradient.any() for gradient in gradients)
+    assert len({gradient.data_ptr() for gradient in gradients}) == 8
+    assert all(gradient.is_contiguous() for gradient in gradients)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_exported_task_is_an_ordinary_model_with_the_same_logits(make, family, tmp_path):
     model, tasks, tokenizer = make(family, ALL_TASKS)
