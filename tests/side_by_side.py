@@ -41,6 +41,7 @@ def run(options: tuple[str, ...], count: int, **environment: str) -> subprocess.
 
 
 def _main(options: tuple[str, ...], environment: dict[str, str], folder: str) -> None:
+    multiprocessing.set_start_method(None, force=True)  # else loaders would start their workers as this was started
     os.environ.update(environment)
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
