@@ -19,7 +19,7 @@ export PROJECT REGION BUCKET REPOSITORY SERVICE_ACCOUNT JOB_NAME CONFIG ARGS TAG
 settings = $(foreach name,$(1),$(name)='$(subst ','\'',$($(name)))')
 check = $(if $(shell $(call settings,$(1)) $(PYTHON) -m cloud.settings $(1)),$(error $(shell $(call settings,$(1)) $(PYTHON) -m cloud.settings $(1))))
 
-.PHONY: help run-local test test-xla drill quality style quickstart-data baselines dashboard docker-build docker-local-train \
+.PHONY: help run-local test test-xla drill quality style quickstart-data baselines dashboard bench bench-gpu docker-build docker-local-train \
 	docker-check create-bucket check-bucket cloud-train cloud-logs verify-model tpu-train
 
 help: ## List the targets
@@ -28,6 +28,11 @@ help: ## List the targets
 .venv/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 -r requirements-dev.txt
+	touch $@
+
+.venv-tasknet/.installed: benchmarks/requirements-tasknet.txt
+	$(PYTHON) -m venv .venv-tasknet
+	.venv-tasknet/bin/pip install --quiet --disable-pip-version-check --use-pep517 -r benchmarks/requirements-tasknet.txt
 	touch $@
 
 run-local: .venv/.installed ## Train a mixture on this machine: CONFIG=configs/….yaml LAUNCH=cpu|single_gpu|multi_gpu ARGS="--key value"
@@ -67,6 +72,12 @@ baselines: .venv/.installed ## What a constant and a bag of words reach on the q
 
 dashboard: .venv/.installed ## Publish the W&B workspace of a mixture: CONFIG=configs/….yaml
 	@$(BIN)/python -m dashboards.workspace --config $(CONFIG) $(ARGS)
+
+bench: .venv/.installed .venv-tasknet/.installed ## Measure speed, growth and quality beside the alternatives: hours; ARGS="--only speed"
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-gpu: .venv/.installed ## The same on GPUs in bf16; skips itself where there is none
+	$(BIN)/python -m benchmarks.bench --only gpu --output_dir runs/bench_gpu --page docs/benchmarks_gpu.md $(ARGS)
 
 # -- Docker -----------------------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class Step(NamedTuple):
 class StepDataset(Dataset[Step]):
     """The steps of a run as one device sees them; item s is step s, computed from s alone.
 
-    Device r of R takes rows r, r + R, r + 2R… of each task's rows, which are ordered by length. What does not fit into
+    Each task's rows, ordered by length, are dealt out to the R devices in turns (`share_out`). What does not fit into
     one pass is split into several, the same number on every device.
 
     Args:
@@ -69,9 +69,7 @@ class StepDataset(Dataset[Step]):
 
     def __getitem__(self, step: int) -> Step:
         rows = self.mixture(step)
-        shares = [
-            {task: r[device :: self.num_devices] for task, r in rows.items()} for device in range(self.num_devices)
-        ]
+        shares = share_out(rows, self.splits, self.num_devices, step)
         passes, padded = (self._static_passes if self.static_shapes else self._passes)(shares)
         return Step(
             passes=passes,
@@ -128,6 +126,33 @@ def split_statically(rows: Rows, split: Split, most_rows: int, max_tokens: int) 
         parts.append(remaining[:fitting])
         remaining = remaining[fitting:]
     return parts
+
+
+def share_out(
+    rows: Mapping[str, Rows], splits: Mapping[str, Split], num_devices: int, step: int
+) -> list[dict[str, Rows]]:
+    """Deals out each task's rows to the devices in turns, so that all compute on about as many tokens.
+
+    What does not divide evenly goes to those that have the fewest tokens so far; the tasks with the longest rows come
+    first, so that the others can make up for them. Whose turn it is between equals changes from step to step.
+
+    Args:
+        rows: of each task, shortest first.
+        splits: of each task, for the lengths.
+        num_devices: how many share the step.
+        step: its number.
+
+    Returns:
+        For each device its rows of each task, shortest first.
+    """
+    shares: list[dict[str, Rows]] = [dict(rows) for _ in range(num_devices)]
+    tokens = [0] * num_devices
+    for task in sorted(rows, key=lambda task: -padded_tokens(splits[task], rows[task][-1:])):
+        turns = sorted(range(num_devices), key=lambda d: (tokens[d], (d + step) % num_devices))
+        for turn, device in enumerate(turns):
+            shares[device][task] = rows[task][turn::num_devices]
+            tokens[device] += padded_tokens(splits[task], shares[device][task])
+    return shares
 
 
 def split_into_passes(rows: Mapping[str, Rows], splits: Mapping[str, Split], max_tokens: int) -> list[dict[str, Rows]]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from multitask.batches import StepDataset, collate, padded_tokens, split_into_passes
+from multitask.batches import StepDataset, collate, padded_tokens, share_out, split_into_passes
 from multitask.data import Split
 from multitask.loader import StepLoader
 from multitask.mixture import Mixture
@@ -46,7 +46,8 @@ def test_devices_and_passes_share_a_step_without_loss_or_double(max_tokens, num_
         for task in SPLITS:
             for device, item in enumerate(items):
                 own = torch.cat([part[task]["labels"] for part in item.passes]).tolist()
-                assert sorted(own) == sorted(mixture(step)[task][device::num_devices].tolist())
+                expected = share_out(mixture(step), SPLITS, num_devices, step)[device][task]
+                assert sorted(own) == sorted(expected.tolist())
         real = padded = 0
         for task, split in SPLITS.items():
             batches = [part[task] for item in items for part in item.passes]
@@ -61,6 +62,20 @@ def test_devices_and_passes_share_a_step_without_loss_or_double(max_tokens, num_
                 expected = batch["labels"].repeat_interleave(split.sequences)[:, None] + 1
                 assert (ids == expected * inputs["attention_mask"].view_as(ids)).all()
         assert (real, padded) == (items[0].tokens, items[0].padded_tokens)
+
+
+@pytest.mark.parametrize("num_devices", [2, 3, 8])
+def test_devices_compute_on_about_as_many_tokens(num_devices):
+    mixture, tokens = make_mixture(24), np.zeros((64, num_devices))
+    for step in range(64):
+        shares = share_out(mixture(step), SPLITS, num_devices, step)
+        for device, share in enumerate(shares):
+            tokens[step, device] = sum(padded_tokens(SPLITS[task], r) for task, r in share.items())
+        for task, r in mixture(step).items():  # none is more than a row ahead
+            counts = [len(share[task]) for share in shares]
+            assert sum(counts) == len(r) and max(counts) - min(counts) <= 1
+    of_device = tokens.sum(axis=0)
+    assert of_device.max() / of_device.min() < 1.03, of_device
 
 
 def test_a_pass_holds_at_most_its_tokens_unless_it_is_one_example():

@@ -1,0 +1,1 @@
+"""Speed, growth and quality of this project, measured beside what one would use instead: `make bench`."""

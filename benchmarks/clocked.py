@@ -1,0 +1,89 @@
+"""The real training loop with a clock beside it.
+
+`run_multitask.train` asks once a step whether it should stop; whoever answers knows when each step came by, and can
+stop the run after as many as it wants to see. Nothing in the loop is changed for it.
+
+As a program, for what must be measured from the command on, or on several processes:
+
+    BENCH_STARTED=$(date +%s.%N) python -m benchmarks.clocked RESULT.json STEPS --config configs/glue_csqa.yaml …
+"""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def train(options: list[str], num_steps: int | None = None, num_threads: int | None = None) -> dict[str, Any]:
+    """Trains as `run_multitask.py` does.
+
+    Args:
+        options: its command line.
+        num_steps: stop, and save, after so many; None goes on to the end.
+        num_threads: of PyTorch; None leaves its own choice.
+
+    Returns:
+        `marks`, the time in seconds (of `time.time`) at which each step's gradients were there; `first_step`, when the
+        model was called for the first time; `peak_bytes` of this process; the exit `status`.
+    """
+    import torch
+
+    import run_multitask
+    from multitask.model import MultitaskModel
+    from multitask.processes import start_accelerator
+
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    marks: list[float] = []
+    calls: list[float] = []
+
+    def stop_signal() -> int:
+        marks.append(time.time())
+        return signal.SIGTERM if num_steps and len(marks) >= num_steps else 0
+
+    def note_first_call(module: torch.nn.Module, args: Any) -> None:
+        if isinstance(module, MultitaskModel):
+            calls.append(time.time())
+            hook.remove()
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note_first_call)
+    command = run_multitask.read_command(options)
+    status = run_multitask.train(command, start_accelerator(), stop_signal)
+    return {
+        "marks": marks[:num_steps],
+        "first_step": calls[0],
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        "status": status,
+    }
+
+
+def train_anew(options: list[str], folder: Path, *args: Any) -> dict[str, Any]:
+    """`train` in a new folder, which is deleted afterwards; with the numbers that the run has logged as `logged`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    measured = train([*options, "--training.output_dir", str(folder)], *args)
+    numbers = folder / "metrics.jsonl"
+    lines = numbers.read_text().splitlines() if numbers.exists() else []
+    shutil.rmtree(folder)
+    return measured | {"logged": [json.loads(line) for line in lines]}
+
+
+def main() -> None:
+    begun = time.time()
+    result, num_steps, *options = sys.argv[1:]
+    import run_multitask  # noqa: F401  what the program imports
+
+    imported = time.time()
+    measured = train(options, int(num_steps) or None)
+    started = float(os.environ.get("BENCH_STARTED", begun))
+    measured |= {"started": started, "imported": imported, "rank": int(os.environ.get("RANK", 0))}
+    Path(f"{result}.{measured['rank']}").write_text(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The same training by other means, each in its best plain configuration, on the same rows and the same model.
+
+Every contender has one interface: `contender(options, warmup_steps, steps, folder)` trains on the rows of `steps`
+steps of the run that `options` describe, after those of `warmup_steps` that are not counted, and returns the `seconds`
+that they took and the real `tokens` in them.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from multitask.batches import collate
+from multitask.mixture import Rows
+from multitask.optim import build_optimizer
+from multitask.tasks import example_losses
+
+from . import clocked, workload
+from .workload import Workload
+
+Measured = dict[str, float]
+PREDECESSOR_BATCH_SIZE = 8  # what its recipe has
+
+
+class OneTask(NamedTuple):
+    """A batch of one task: what most multi-task recipes compute in a step."""
+
+    task: str
+    inputs: dict[str, Tensor]
+    labels: Tensor
+
+
+def multitask(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Measured:
+    """This project: its real loop, with everything that it logs."""
+    run = clocked.train_anew(options, folder, warmup_steps + steps)
+    tokens = workload.load(options).tokens(warmup_steps, warmup_steps + steps)
+    return {"seconds": run["marks"][-1] - run["marks"][warmup_steps - 1], "tokens": tokens}
+
+
+def limit(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Measured:
+    """What the model itself takes: dense batches of the same sizes and mean lengths, made before the clock starts.
+
+    No padding and no mask, no loading, no clipping, no logging; forward, backward, update.
+    """
+    load = workload.load(options)
+    model, weights = load.build_model().train(), [task.weight for task in load.tasks]
+    optimizer = build_optimizer(model, 1e-5, 0.01)
+    batches, tokens = [], []
+    for step in range(warmup_steps + steps):
+        batches.append(_dense(load, load.mixture(step)))
+        tokens.append(sum(b.inputs["input_ids"].numel() for b in batches[-1]))
+    for step, batch in enumerate(batches):
+        if step == warmup_steps:
+            started = time.perf_counter()
+        logits = model({of_task.task: of_task.inputs for of_task in batch})
+        sums = [
+            weight * example_losses(task.type, logits[task.name], {"labels": of_task.labels}).sum()
+            for weight, task, of_task in zip(weights, load.tasks, batch, strict=True)
+        ]
+        (sum(sums) / load.config.training.batch_size).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"seconds": time.perf_counter() - started, "tokens": sum(tokens[warmup_steps:])}
+
+
+def _dense(load: Workload, rows: dict[str, Rows]) -> list[OneTask]:
+    """As many sequences of each task as these rows have, all of the rows' mean length."""
+    batch = []
+    for task in load.tasks:
+        of_task = rows[task.name]
+        mean = round(task.train.tokens[of_task].sum() / (len(of_task) * task.train.sequences))
+        like = collate(task.train, of_task, load.tokenizer.pad_token_id)
+        shape = (*like["inputs"]["input_ids"].shape[:-1], mean)
+        ids = torch.randint(1000, len(load.tokenizer), shape)
+        inputs = {name: torch.zeros(shape, dtype=torch.int64) for name in like["inputs"] if name == "token_type_ids"}
+        batch.append(OneTask(task.name, {"input_ids": ids} | inputs, like["labels"]))
+    return batch
+
+
+def predecessor(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Measured:
+    """The recipe of this project's predecessor: all padded to the longest allowed, 8 rows of one task a step."""
+    load = workload.load(options)
+    model = load.build_model().train()
+    optimizer = build_optimizer(model, 1e-5, 0.01)
+    scheduler = transformers.get_scheduler("linear", optimizer, 10, 1000)
+    types = {task.name: task.type for task in load.tasks}
+
+    def train(rows: dict[str, Rows]) -> int:
+        tokens = 0
+        for task, inputs, labels in _padded_batches(load, rows):
+            tokens += int(inputs["attention_mask"].sum())
+            loss = example_losses(types[task], model({task: inputs})[task], {"labels": labels}).mean()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            loss.item()  # it is logged
+        return tokens
+
+    train(load.rows(0, 1))
+    batches = load.rows(warmup_steps, warmup_steps + steps)
+    started = time.perf_counter()
+    tokens = train(batches)
+    return {"seconds": time.perf_counter() - started, "tokens": tokens}
+
+
+def _padded_batches(load: Workload, rows: dict[str, Rows]) -> Iterator[OneTask]:
+    loaders = {}
+    for task in load.tasks:
+        batch = collate(task.train, rows[task.name], load.tokenizer.pad_token_id)
+        missing = load.config.model.max_length - batch["inputs"]["input_ids"].shape[-1]
+        columns = [nn.functional.pad(column, (0, missing)) for column in batch["inputs"].values()]
+        data = TensorDataset(*columns, batch["labels"])
+        loaders[task.name] = list(batch["inputs"]), DataLoader(data, PREDECESSOR_BATCH_SIZE, shuffle=True)
+    order = [name for name, (_, loader) in loaders.items() for _ in range(len(loader))]
+    batches = {name: iter(loader) for name, (_, loader) in loaders.items()}
+    for name in np.random.default_rng(0).permutation(order):
+        *columns, labels = next(batches[name])
+        yield OneTask(str(name), dict(zip(loaders[name][0], columns, strict=True)), labels)
+
+
+def trainer(options: list[str], warmup_steps: int, steps: int, folder: Path, batch_size: int) -> Measured:
+    """The Trainer of `transformers`: batches of one task, padded to their longest, loaded in the background."""
+    return _trainer(options, warmup_steps, steps, folder, batch_size, is_grouped=False)
+
+
+def grouped_trainer(options: list[str], warmup_steps: int, steps: int, folder: Path, batch_size: int) -> Measured:
+    """The same with rows grouped by length, as its `group_by_length` does: no goal, but what one would try next."""
+    return _trainer(options, warmup_steps, steps, folder, batch_size, is_grouped=True)
+
+
+class _LossModel(nn.Module):
+    """The model as the Trainer asks for it: one that returns its loss."""
+
+    def __init__(self, load: Workload):
+        super().__init__()
+        self.model, self.types = load.build_model(), {task.name: task.type for task in load.tasks}
+
+    def forward(self, task: str, labels: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
+        logits = self.model({task: inputs})[task]
+        return {"loss": example_losses(self.types[task], logits, {"labels": labels}).mean(), "logits": logits}
+
+
+class _Batches(torch.utils.data.Dataset):
+    """Batches of rows of one task, padded as they are asked for."""
+
+    def __init__(self, load: Workload, batches: list[tuple[str, Rows]]):
+        self.splits = {task.name: task.train for task in load.tasks}
+        self.batches, self.pad_token_id = batches, load.tokenizer.pad_token_id
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        task, rows = self.batches[index]
+        batch = collate(self.splits[task], rows, self.pad_token_id)
+        return {"task": task, "labels": batch["labels"], **batch["inputs"]}
+
+
+class _Clock(transformers.TrainerCallback):
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.marks.append(time.perf_counter())
+
+
+def _trainer(
+    options: list[str], warmup_steps: int, steps: int, folder: Path, batch_size: int, is_grouped: bool
+) -> Measured:
+    load = workload.load(options)
+    splits = {task.name: task.train for task in load.tasks}
+    rng = np.random.default_rng(load.config.training.seed)
+
+    def batches_of(rows: dict[str, Rows]) -> list[tuple[str, Rows]]:
+        batches = []
+        for task, of_task in rows.items():
+            if is_grouped:
+                of_task = of_task[np.argsort(splits[task].length[of_task], kind="stable")]
+            batches += [(task, of_task[i : i + batch_size]) for i in range(0, len(of_task), batch_size)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    warmup, sample = batches_of(load.rows(0, warmup_steps)), batches_of(load.rows(warmup_steps, warmup_steps + steps))
+
+    class Trainer(transformers.Trainer):
+        def get_train_dataloader(self) -> DataLoader:
+            return DataLoader(_Batches(load, warmup + sample), batch_size=None, num_workers=1)
+
+    clock = _Clock()
+    Trainer(
+        model=_LossModel(load),
+        args=transformers.TrainingArguments(
+            output_dir=str(folder),
+            use_cpu=True,
+            num_train_epochs=1,
+            per_device_train_batch_size=batch_size,
+            learning_rate=1e-5,
+            logging_steps=10,
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+        ),
+        train_dataset=_Batches(load, warmup + sample),
+        callbacks=[clock],
+    ).train()
+    tokens = sum(int(splits[task].tokens[rows].sum()) for task, rows in sample)
+    return {"seconds": clock.marks[-1] - clock.marks[len(warmup) - 1], "tokens": tokens}

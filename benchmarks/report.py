@@ -1,0 +1,75 @@
+"""The page with all figures, and its picture."""
+
+from pathlib import Path
+
+from . import gpu, growth, processes, quality, speed
+from .results import Results
+
+TITLES = {
+    "multitask": "this project",
+    "predecessor": "predecessor",
+    "trainer": "Trainer",
+    "tasknet": "tasknet",
+    "limit": "limit",
+    "grouped_trainer": "Trainer, grouped",
+}
+
+
+def write(results: Results, page: Path) -> None:
+    """Writes `page` and, beside it, its picture, out of what has been measured so far."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    picture = page.with_suffix(".svg")
+    machine = results.get("machine") or {}
+    head = [
+        "# Benchmarks",
+        "Written by `make bench` from what it measured; `make bench-gpu` adds GPUs. Contenders take turns, round by "
+        "round, and ratios are those of one round: **median** (smallest–largest). Machines are noisy, so no figure in "
+        "seconds means much by itself.",
+        "\n".join(f"- {what}: {found}" for what, found in machine.items()),
+    ]
+    if results.get("smoke"):
+        head.insert(1, "**A smoke run: it shows that the benchmarks work; the figures mean nothing.**")
+    if _draw(results, picture):
+        head.append(f"![Speed beside the alternatives, and time a step by the number of tasks]({picture.name})")
+    sections = {m.__name__.split(".")[-1]: m.section(results) for m in (speed, growth, processes, quality, gpu)}
+    if missing := [name for name, section in sections.items() if not section]:
+        head.append(f"Not measured yet: {', '.join(missing)}.")
+    page.write_text("\n\n".join([*head, *filter(None, sections.values())]) + "\n")
+
+
+def _draw(results: Results, path: Path) -> bool:
+    """Draws what there is; returns whether there was anything."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.hashsalt": "benchmarks", "font.size": 9, "axes.spines.top": False}
+    from matplotlib import pyplot
+
+    bars = speed.picture_rows(results)
+    lines = {
+        "full fine-tuning": growth.seconds_by_count(results, "tasks"),
+        "a LoRA for each": growth.seconds_by_count(results, "adapters"),
+    }
+    lines = {label: by_count for label, by_count in lines.items() if by_count}
+    if not bars and not lines:
+        return False
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    names = [TITLES[name] for name, _ in bars][::-1]
+    drawn = left.barh(names, [share for _, share in bars][::-1], color="#4477aa")
+    left.bar_label(drawn, fmt="%.2f", padding=3)
+    left.set_title("real tokens a second, this project = 1")
+    for label, by_count in lines.items():
+        base = next(iter(by_count.values()))
+        shares = [[value / first for value, first in zip(of, base, strict=True)] for of in by_count.values()]
+        middles = [sorted(of)[len(of) // 2] for of in shares]
+        below = [middle - min(of) for middle, of in zip(middles, shares, strict=True)]
+        above = [max(of) - middle for middle, of in zip(middles, shares, strict=True)]
+        right.errorbar(list(by_count), middles, [below, above], marker="o", capsize=3, label=label)
+    right.set_xscale("log")
+    right.set_ylim(bottom=0)
+    right.set_title("time a step by the number of tasks, fewest = 1")
+    if lines:
+        right.legend()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+    return True

@@ -1,0 +1,198 @@
+"""How fast it trains, beside what one would use instead and beside what the model itself takes."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from multitask.fields import fields_of
+from multitask.optim import build_optimizer
+from multitask.sources import load_splits
+from multitask.tasks import example_losses
+
+from . import contenders, isolated, workload
+from .figures import middle, ratios, spread, table, verdict
+from .isolated import ROOT
+from .results import Results
+from .setting import Setting
+
+WARMUP_STEPS = 2
+BATCH_SIZES = (8, 16, 32)  # tried for those that leave it to their users
+# Why a goal may be missed, for the page.
+REASONS = {
+    "limit": "what the other 5 % are is below: padding, nearly all of it",
+    "trainer": "see the share of padding and the machine's noise",
+}
+# Contender: what it is, and how many times its real tokens a second this project should reach.
+CONTENDERS: dict[str, tuple[str, float | None]] = {
+    "multitask": ("(a) this project: the real loop", None),
+    "predecessor": ("(b) the predecessor's recipe: padded to 128, one task a step, batch 8", 5.7),
+    "trainer": ("(c) Hugging Face Trainer: dynamic padding, batches of one task", 1.6),
+    "tasknet": ("(d) tasknet", 1.6),
+    "limit": ("(e) the limit: the model on dense batches, nothing else", 0.95),
+    "grouped_trainer": ("for comparison: (c) with rows grouped by length", None),
+}
+CHOOSES_BATCH_SIZE = ("trainer", "tasknet", "grouped_trainer")
+
+
+def measure(setting: Setting) -> None:
+    """Every contender once a round, on rows that are others in each round."""
+    results = setting.results
+    names = [name for name in CONTENDERS if name != "tasknet" or setting.tasknet.exists()]
+    for number, name in setting.turns(names):
+        options = setting.options(training__seed=number)
+        try:
+            sizes = [_best_batch_size(setting, name)] if name in CHOOSES_BATCH_SIZE else []
+            results.once(f"speed/{number}/{name}", lambda n=name, o=options, s=sizes: _run(setting, n, o, *s))
+        except isolated.Failed as failure:
+            if name != "tasknet":
+                raise
+            print(f"left out: {failure}")
+    for number in range(setting.rounds):
+        options = setting.options(training__seed=number)
+        results.once(f"parts/{number}", lambda o=options: setting.isolated(parts, o, setting.steps))
+
+
+def _best_batch_size(setting: Setting, name: str) -> int:
+    """The size with the most real tokens a second, each tried once before the first round."""
+    options = setting.options(training__seed=1000)
+    for size in BATCH_SIZES[-1:] if setting.smoke else BATCH_SIZES:
+        setting.results.once(f"batch_size/{name}/{size}", lambda s=size: _run(setting, name, options, s))
+    return _chosen_batch_size(setting.results, name) or BATCH_SIZES[-1]
+
+
+def _chosen_batch_size(results: Results, name: str) -> int | None:
+    rates = {int(size): run["tokens"] / run["seconds"] for size, run in results.under(f"batch_size/{name}").items()}
+    return max(rates, key=lambda size: rates[size]) if rates else None
+
+
+def _run(setting: Setting, name: str, options: list[str], *batch_size: int) -> dict[str, float]:
+    if name == "tasknet":
+        return _run_tasknet(setting, options, *batch_size)
+    contender = getattr(contenders, name)
+    return setting.isolated(contender, options, WARMUP_STEPS, setting.steps, setting.scratch / name, *batch_size)
+
+
+def _run_tasknet(setting: Setting, options: list[str], batch_size: int) -> dict[str, float]:
+    request, result = setting.folder / "tasknet_request.json", setting.folder / "tasknet_result.json"
+    asked = setting.isolated(tasknet_request, options, setting.steps)
+    asked |= {"folder": str(setting.scratch / "tasknet"), "batch_size": batch_size}
+    request.write_text(json.dumps(asked))
+    isolated.command(setting.log, [setting.tasknet, ROOT / "benchmarks" / "tasknet_contender.py", request, result])
+    return json.loads(result.read_text())
+
+
+def tasknet_request(options: list[str], steps: int) -> dict[str, Any]:
+    """The texts of the sample's rows as tasknet's templates name them, with those of the warm-up among them."""
+    load = workload.load(options)
+    sample, tasks = load.rows(0, WARMUP_STEPS + steps), {}
+    for task in load.tasks:
+        config = load.config.tasks[task.name]
+        raw = load_splits(task.name, config, load.config.data_root)["train"].select(sample[task.name])
+        rows = []
+        for row, label in zip(raw, task.train.rows[sample[task.name]]["label"], strict=True):
+            fields = fields_of(task.name, config, row, len(task.labels))
+            choices = {f"choice{i}": choice for i, choice in enumerate(fields.get("choices", ()))}
+            second = {"s2": fields["text_pair"]} if "text_pair" in fields else {}
+            rows.append({"s1": fields["text"], "y": label} | second | choices)
+        tasks[task.name] = {"type": task.type.name, "rows": rows}
+    return {
+        "encoder": load.encoder,
+        "max_length": load.config.model.max_length,
+        "warmup_batches": WARMUP_STEPS,
+        "tasks": tasks,
+    }
+
+
+def parts(options: list[str], steps: int) -> dict[str, float]:
+    """What a step is made of, in seconds a step; "padding" is the share of tokens computed on that are none."""
+    load = workload.load(options)
+    model, config = load.build_model().train(), load.config.training
+    optimizer = build_optimizer(model, 1e-5, 0.01)
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        value = work()
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+        return value
+
+    loader = iter(DataLoader(load.steps, batch_size=None, sampler=range(WARMUP_STEPS + steps), num_workers=1))
+    tokens = padded = 0
+    for step in range(WARMUP_STEPS + steps):
+        if step == WARMUP_STEPS:
+            seconds.clear()
+            tokens = padded = 0
+        batch = timed("waiting for the batch", lambda: next(loader))
+        for part in batch.passes:
+            inputs = {name: of_task["inputs"] for name, of_task in part.items()}
+            logits = timed("forward", lambda i=inputs: model(i))
+            sums = [example_losses(t.type, logits[t.name], part[t.name]).sum() for t in load.tasks]
+            timed("backward", (sum(sums) / config.batch_size).backward)
+        timed("clipping", lambda: nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+        timed("update", optimizer.step)
+        timed("zeroing", optimizer.zero_grad)
+        tokens, padded = tokens + batch.tokens, padded + batch.padded_tokens
+    # What the worker does meanwhile, which takes a core from the model for as long.
+    for step in range(steps):
+        timed("making the batch, in the background", lambda s=step: load.steps[s])
+    return {name: value / steps for name, value in seconds.items()} | {"padding": 1 - tokens / padded}
+
+
+# -- what is written about it -----------------------------------------------------------------------------------------
+
+
+def rates(results: Results) -> dict[str, list[float]]:
+    """Real tokens a second of every contender, in the rounds that all of them have run."""
+    rounds = results.rounds("speed")
+    return {name: [r["tokens"] / r["seconds"] for r in rounds[name]] for name in CONTENDERS if name in rounds}
+
+
+def section(results: Results) -> str:
+    """The page's part about speed."""
+    by_name = rates(results)
+    if not by_name.get("multitask"):
+        return ""
+    own, rows = by_name["multitask"], []
+    for name, (title, goal) in CONTENDERS.items():
+        of_rounds = ratios(own, by_name[name]) if name in by_name else []
+        reached = "" if goal is None else f"≥ {goal}: {verdict(middle(of_rounds), goal, reason=REASONS.get(name, ''))}"
+        size = _chosen_batch_size(results, name)
+        title += f", batch {size}" if size else ""
+        rate = f"{middle(by_name[name]):,.0f}" if name in by_name else "–"
+        rows.append([title, rate, spread(of_rounds) if name != "multitask" else "1", reached])
+    num_rounds = len(own)
+    counted = results.rounds("speed")["multitask"][0]["tokens"]
+    text = [
+        "## Speed",
+        f"Forward, backward and update of the same rows (about {counted:,.0f} real tokens a round, others in each of "
+        f"{num_rounds} rounds; in each, every contender ran once). The ratio is how many times a contender's real "
+        "tokens a second this project reaches in the same round: the median (smallest–largest). The absolute rates, "
+        "medians too, are this machine's at that hour.",
+        table(["contender", "real tokens/s", "this project is … times it", "goal"], rows),
+        "The rows are those of consecutive steps of the real run over all data, which are random rows, grouped by "
+        "length as they are there; the others get the same rows in an order of their own. All train the same model "
+        "with the same fused AdamW and the same gradient clipping, except the limit, which clips nothing.",
+    ]
+    if parts_of := list(results.under("parts").values()):
+        names = [name for name in parts_of[0] if name != "padding"]
+        in_loop = [name for name in names if "background" not in name]
+        shares = {n: [100 * p[n] / sum(p[m] for m in in_loop) for p in parts_of] for n in names}
+        text += [
+            "Where a step's time goes, in percent of it (what the background makes is besides, on a core that the "
+            "model would have):",
+            table(["part", "percent"], [[name, spread(shares[name])] for name in names]),
+            f"Of the tokens computed on, {spread([100 * p['padding'] for p in parts_of], 1, ' %')} are padding. "
+            "Most of it stands in multiple choice, where `transformers` pads the choices of a row to its longest.",
+        ]
+    return "\n\n".join(text)
+
+
+def picture_rows(results: Results) -> list[tuple[str, float]]:
+    """(contender, its median share of this project's rate), for the picture."""
+    by_name = rates(results)
+    own = by_name.get("multitask", [])
+    return [(n, middle(ratios(by_name[n], own)) or 0.0) for n in CONTENDERS if n in by_name and own]

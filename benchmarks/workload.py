@@ -1,0 +1,80 @@
+"""What is computed: a mixture of tasks on an encoder, and the sample of it that all contenders are given."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from multitask.batches import StepDataset
+from multitask.building import build_model, load_tokenizer
+from multitask.command import read_command
+from multitask.config import Config
+from multitask.data import TaskData, load_tasks
+from multitask.hub import find_encoder
+from multitask.mixture import Mixture, Rows
+from multitask.model import MultitaskModel
+from multitask.shares import Sampling
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run before it starts, made of the same bricks as in `run_multitask.train`.
+
+    Args:
+        config: its configuration.
+        encoder: folder of the encoder.
+        tokenizer: the encoder's.
+        tasks: with their rows.
+        mixture: which rows make up a step.
+        steps: the batches of a step.
+    """
+
+    config: Config
+    encoder: str
+    tokenizer: PreTrainedTokenizerBase
+    tasks: list[TaskData]
+    mixture: Mixture
+    steps: StepDataset
+
+    def build_model(self) -> MultitaskModel:
+        """The model as the run begins with it."""
+        return build_model(self.encoder, self.tasks, self.config.model.dropout, self.config.training.seed)
+
+    def rows(self, start: int, stop: int) -> dict[str, Rows]:
+        """The rows of each task in steps `start` to `stop` (from 0), in no particular order of lengths."""
+        steps = [self.mixture(step) for step in range(start, stop)]
+        rng = np.random.default_rng(self.config.training.seed)
+        return {task.name: rng.permutation(np.concatenate([s[task.name] for s in steps])) for task in self.tasks}
+
+    def tokens(self, start: int, stop: int) -> int:
+        """Real tokens in steps `start` to `stop` (from 0)."""
+        return sum(int(t.train.tokens[self.rows(start, stop)[t.name]].sum()) for t in self.tasks)
+
+
+def load(options: list[str]) -> Workload:
+    """Reads a command line as `run_multitask.py` does, and the data that it names.
+
+    Raises:
+        UserError: as `run_multitask.py`.
+    """
+    config = read_command(options).config
+    encoder = find_encoder(config.model.encoder, config.model_root)
+    tokenizer = load_tokenizer(encoder, config.model.max_length)
+    tasks = load_tasks(config.tasks, tokenizer, config.model.max_length, config.data_root, None, Accelerator(cpu=True))
+    sizes = {task.name: len(task.train) for task in tasks}
+    lengths = {task.name: task.train.length for task in tasks}
+    training = config.training
+    max_steps = training.max_steps or math.ceil(training.num_train_epochs * sum(sizes.values()) / training.batch_size)
+    sampling = Sampling(sizes, training.batch_size, max_steps, **dataclasses.asdict(config.mixture))
+    mixture = sampling.mixture(training.seed, lengths)
+    splits = {task.name: task.train for task in tasks}
+    steps = StepDataset(mixture, splits, tokenizer.pad_token_id, training.max_tokens_per_pass)
+    return Workload(config, encoder, tokenizer, tasks, mixture, steps)
+
+
+def prepare(options: list[str]) -> dict[str, int]:
+    """Fills the caches: from here on, no measurement tokenises. Returns the rows of each task."""
+    return {task.name: len(task.train) for task in load(options).tasks}
