@@ -120,7 +120,8 @@ def _adapters(setting: Setting) -> None:
 
 
 def _memory(setting: Setting) -> None:
-    for names in (setting.tasks(), *([name] for name in setting.tasks())):
+    alone = setting.tasks()[: 1 if setting.smoke else None]
+    for names in (setting.tasks(), *([name] for name in alone)):
         path = setting.config if len(names) > 1 else setting.config_of(names)
         options = setting.options(path, training__max_tokens_per_pass=2048)
         run = partial(setting.isolated, clocked.train_anew, options, setting.scratch / "memory", 4)
