@@ -74,6 +74,9 @@ def command(log: Path, words: list[Any], **environment: str) -> None:
 
 
 def _run(sender: Connection, log: Path, function: Callable[..., Any], args: tuple, kwargs: dict) -> None:
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # that of any process; it would be this one's for DataLoaders too
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         for stream in (sys.stdout, sys.stderr):
