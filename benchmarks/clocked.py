@@ -15,7 +15,9 @@ import shutil
 import signal
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 
@@ -71,6 +73,12 @@ def train_anew(options: list[str], folder: Path, *args: Any) -> dict[str, Any]:
     lines = numbers.read_text().splitlines() if numbers.exists() else []
     shutil.rmtree(folder)
     return measured | {"logged": [json.loads(line) for line in lines]}
+
+
+def step_seconds(run: dict[str, Any], warmup_steps: int) -> float:
+    """The middle of the times between a step and the next, of a run that `train` has measured."""
+    marks = run["marks"][warmup_steps - 1 :]
+    return median(later - earlier for earlier, later in pairwise(marks))
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -37,20 +36,16 @@ def _num_steps(setting: Setting) -> int:
     return WARMUP_STEPS + setting.steps // 2
 
 
-def _step_seconds(run: dict[str, Any]) -> float:
-    return median(np.diff(run["marks"][WARMUP_STEPS - 1 :]).tolist())
-
-
 def _one_process(setting: Setting) -> float:
     run = setting.isolated(clocked.train_anew, setting.options(), setting.scratch / "one", _num_steps(setting), 2)
-    return _step_seconds(run)
+    return clocked.step_seconds(run, WARMUP_STEPS)
 
 
 def _two_processes(setting: Setting) -> float:
     """The same batch shared by two processes of one thread, which exchange gradients."""
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     runs = _clocked(setting, [(torchrun, setting.options(training__output_dir=setting.scratch / "two"))])
-    return max(_step_seconds(run) for run in runs)
+    return max(clocked.step_seconds(run, WARMUP_STEPS) for run in runs)
 
 
 def _two_runs(setting: Setting) -> float:
@@ -60,7 +55,7 @@ def _two_runs(setting: Setting) -> float:
         ([], setting.options(training__output_dir=setting.scratch / f"apart_{i}", training__batch_size=batch))
         for i in range(2)
     ]
-    return float(np.mean([_step_seconds(run) for run in _clocked(setting, started)]))
+    return float(np.mean([clocked.step_seconds(run, WARMUP_STEPS) for run in _clocked(setting, started)]))
 
 
 def _clocked(setting: Setting, commands: Sequence[tuple[list[str], list[str]]]) -> list[dict[str, Any]]:

