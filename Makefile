@@ -30,7 +30,7 @@ help: ## List the targets
 	touch $@
 
 run-local: .venv/.installed ## Train a mixture on this machine: CONFIG=configs/….yaml LAUNCH=cpu|single_gpu|multi_gpu ARGS="--key value"
-	@$(BIN)/accelerate launch --quiet --config_file accelerate_configs/$(LAUNCH).yaml run_multitask.py --config $(CONFIG) $(ARGS)
+	@LAUNCH=$(LAUNCH) $(BIN)/python -m cloud.entrypoint --config $(CONFIG) $(ARGS)
 
 test: .venv/.installed ## Run the tests; those on real data need MULTITASK_DATA_ROOT
 	$(BIN)/python -m pytest
@@ -74,9 +74,9 @@ docker-build: ## Build the training image; BASE_IMAGE and INDEX choose between G
 	docker build --tag $(LOCAL_IMAGE) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
 		$(if $(INDEX),--build-arg "INDEX=$(INDEX)") $(if $(TORCH),--build-arg "TORCH=$(TORCH)") .
 
-docker-local-train: docker-build ## Train in a container on this machine; its GPUs with DOCKER_ARGS="--gpus all --shm-size 2g"
-	mkdir -p runs && chmod a+rwx runs
-	docker run --rm --init=false --volume $(CURDIR)/runs:/app/runs $(DOCKER_ARGS) $(LOCAL_IMAGE) --config $(CONFIG) $(ARGS)
+docker-local-train: docker-build ## Train in a container, into runs/docker; on GPUs with DOCKER_ARGS="--gpus all --shm-size 2g"
+	mkdir -p runs/docker && chmod a+rwx runs/docker
+	docker run --rm --init=false --volume $(CURDIR)/runs/docker:/app/runs $(DOCKER_ARGS) $(LOCAL_IMAGE) --config $(CONFIG) $(ARGS)
 
 docker-check: ## Without Docker, as root on Debian: build the image with buildah and try it
 	bash cloud/check_image.sh
@@ -115,6 +115,7 @@ cloud-logs: ## Follow what the newest job of that name prints
 	$(call check,PROJECT REGION JOB_NAME)
 	@job=$$(gcloud ai custom-jobs list --project=$(PROJECT) --region=$(REGION) --filter=displayName=$(JOB_NAME) \
 		--sort-by=~createTime --limit=1 --format='value(name)') \
+		&& { [ "$$job" ] || { echo "error: JOB_NAME: there is no job $(JOB_NAME) in $(PROJECT), $(REGION)" >&2; exit 2; }; } \
 		&& gcloud ai custom-jobs stream-logs "$$job" --project=$(PROJECT) --region=$(REGION)
 
 verify-model: .venv/.installed ## Check the bucket's checkpoints against their manifests

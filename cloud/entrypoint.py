@@ -1,4 +1,4 @@
-"""What the container runs: `accelerate launch … run_multitask.py` for whatever machine it finds itself on.
+"""What the container and `make run-local` run: `accelerate launch … run_multitask.py` for the machine that this is.
 
     python -m cloud.entrypoint --config configs/quickstart.yaml
 
@@ -98,7 +98,7 @@ def launch_arguments(machines: Machines, num_gpus: int, launch: str | None, argu
     if chosen not in known:
         raise UserError(f"LAUNCH: there is no accelerate_configs/{chosen}.yaml{hint(chosen, known)}")
     if chosen == "tpu" and find_spec("torch_xla") is None:
-        raise UserError("LAUNCH: tpu needs torch_xla, which this image is built without; build it with make tpu-train")
+        raise UserError("LAUNCH: tpu needs torch_xla, which is not installed; make tpu-train builds an image with it")
     if chosen in ("single_gpu", "multi_gpu", "fsdp") and not num_gpus:
         raise UserError(f"LAUNCH: {chosen} needs a GPU, and this machine has none; cpu trains without")
     words = ["--config_file", str(ROOT / "accelerate_configs" / f"{chosen}.yaml")]

@@ -73,5 +73,6 @@ def check_share(batch_size: int, num_processes: int) -> None:
     """
     if batch_size < num_processes:
         raise UserError(
-            f"training.batch_size: {batch_size} examples a step cannot be shared by {num_processes} processes"
+            f"training.batch_size: {batch_size} examples a step cannot be shared by {num_processes} processes; "
+            f"it must be at least {num_processes}, or the processes fewer"
         )

@@ -39,7 +39,8 @@ echo >> "$CALLS"
 case "$*" in
 *"buckets describe"*) [ -z "$DENIED" ] || { echo "ERROR: $DENIED" >&2; exit 1; }; echo "${OWNER:-123}" ;;
 *"projects describe"*) echo 123 ;;
-*"custom-jobs list"*) echo projects/123/locations/europe-west4/customJobs/456 ;;
+*cloud.entrypoint*) echo "LAUNCH=$LAUNCH" ;;
+*"custom-jobs list"*) [ "$NO_JOB" ] || echo projects/123/locations/europe-west4/customJobs/456 ;;
 esac
 """
 
@@ -68,7 +69,7 @@ def make(tmp_path):
         calls.write_text("")
         environment = {name: value for name, value in os.environ.items() if name not in PATTERNS}
         environment |= {"CALLS": str(calls), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-        environment |= {name: options.pop(name) for name in ("OWNER", "DENIED") if name in options}
+        environment |= {name: options.pop(name) for name in ("OWNER", "DENIED", "NO_JOB") if name in options}
         words = [f"{name}={value}" for name, value in options.items()]
         done = subprocess.run(
             ["make", target, *words], cwd=tmp_path / "repo", env=environment, capture_output=True, text=True
@@ -126,11 +127,21 @@ def test_training_on_a_tpu_brings_its_own_torch(make, tmp_path):
     assert {"name": "LAUNCH", "value": "tpu"} in pool["containerSpec"]["env"]
 
 
-def test_training_in_a_container_here(make):
+def test_training_here_asks_for_the_launch_configuration(make):
+    """Through the entry point, whose lines say what is wrong with it."""
+    done, (call,) = make("run-local", LAUNCH="fsdp")
+    assert done.returncode == 0, done.stderr
+    assert call == ["python", "-m", "cloud.entrypoint", "--config", "configs/glue_csqa.yaml"]
+    assert done.stdout == "LAUNCH=fsdp\n"
+
+
+def test_training_in_a_container_here(make, tmp_path):
     done, calls = make("docker-local-train", CONFIG="configs/quickstart.yaml", DOCKER_ARGS="--gpus all")
     assert done.returncode == 0, done.stderr
     (build, run) = calls
     assert build == ["docker", "build", "--tag", "multitask:v1", "."]
+    folder = tmp_path / "repo" / "runs" / "docker"  # not that of runs without Docker, which other users make
+    assert folder.stat().st_mode & 0o777 == 0o777 and f"{folder}:/app/runs" in run
     assert run[:3] == ["docker", "run", "--rm"] and run[-5:] == [
         "--gpus",
         "all",
@@ -151,6 +162,13 @@ def test_logs_are_those_of_the_newest_job(make):
         "stream-logs",
         "projects/123/locations/europe-west4/customJobs/456",
     ]
+
+
+def test_logs_of_a_job_that_there_is_not(make):
+    done, calls = make("cloud-logs", NO_JOB="true")
+    assert done.returncode == 2 and len(calls) == 1
+    message = "error: JOB_NAME: there is no job glue-csqa in my-project, europe-west4\n"
+    assert done.stderr.startswith(message) and re.fullmatch(STOPPED, done.stderr)
 
 
 def test_the_bucket_is_verified(make):

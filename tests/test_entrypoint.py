@@ -202,7 +202,7 @@ def test_the_words_for_the_launcher(machines, num_gpus, launch, file, words):
     [
         ("multi_gpus", "LAUNCH: there is no accelerate_configs/multi_gpus.yaml; did you mean 'multi_gpu'? (valid: "),
         ("fsdp", "LAUNCH: fsdp needs a GPU, and this machine has none; cpu trains without"),
-        ("tpu", "LAUNCH: tpu needs torch_xla, which this image is built without; build it with make tpu-train"),
+        ("tpu", "LAUNCH: tpu needs torch_xla, which is not installed; make tpu-train builds an image with it"),
     ],
 )
 def test_a_launch_configuration_that_cannot_be(launch, message):
