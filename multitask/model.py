@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -32,8 +33,10 @@ class MultitaskModel(nn.Module):
     def add_task(self, name: str, model: PreTrainedModel) -> None:
         """Takes a task model in; its own encoder gives way to the shared one, which is the first task's."""
         self.tasks[name] = model
-        self._no_split_modules = [c for c in model._no_split_modules or [] if "Embeddings" not in c]  # for FSDP
         self.share_encoder()
+        stacks = [module for module in self.encoder.modules() if isinstance(module, nn.ModuleList)]
+        # Where Accelerate looks for the layers that FSDP shares out; `transformers` names those of some families only.
+        self._no_split_modules = sorted({type(layer).__name__ for stack in stacks for layer in stack})
 
     def share_encoder(self) -> None:
         """Lets every task hold the encoder modules of the first one."""
@@ -134,8 +137,9 @@ def logits_of(output: ModelOutput) -> Tensor:
 
 
 def _no_rows(parameters: Iterable[nn.Parameter]) -> Tensor:
-    touched = torch.stack([parameter.sum() for parameter in parameters if parameter.requires_grad]).sum()
-    return touched.expand(0, 1)
+    # With FSDP a layer's parameters are whole within the layer alone, which exchanges their gradients by itself.
+    trained = [parameter for parameter in parameters if parameter.requires_grad and not isinstance(parameter, DTensor)]
+    return torch.stack([parameter.sum() for parameter in trained]).sum().expand(0, 1)
 
 
 def checkpoint_gradients(model: MultitaskModel) -> None:

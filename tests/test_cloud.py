@@ -124,7 +124,8 @@ def test_training_on_a_tpu_brings_its_own_torch(make, tmp_path):
     assert "torch==2.9.0\n" in pins and "torch_xla==2.9.0\n" in pins  # what make test-xla tests
     (pool,) = json.loads((tmp_path / "repo" / "build" / "job.yaml").read_text())["workerPoolSpecs"]
     assert pool["machineSpec"] == {"machineType": "ct5lp-hightpu-4t", "tpuTopology": "2x2"}
-    assert {"name": "LAUNCH", "value": "tpu"} in pool["containerSpec"]["env"]
+    variables = {variable["name"]: variable["value"] for variable in pool["containerSpec"]["env"]}
+    assert variables == {"PYTHONUNBUFFERED": "1", "LAUNCH": "tpu", "PJRT_DEVICE": "TPU"}
 
 
 def test_training_here_asks_for_the_launch_configuration(make):
