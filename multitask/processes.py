@@ -60,6 +60,8 @@ def start_accelerator() -> Accelerator:
         # Accelerate shares weights out among GPUs only; the processes of a CPU can do so too.
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        if accelerator.mixed_precision != "no":
+            accelerator.state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("fsdp_version: 1 is not supported; 2 is, as in accelerate_configs/fsdp.yaml")
     return accelerator

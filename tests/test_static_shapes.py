@@ -139,11 +139,21 @@ def test_a_dry_run_says_how_many_graphs_there_will_be(mixture_config, write_conf
 
 @pytest.fixture
 def fsdp():
-    """What Accelerate's launcher tells the processes of the launch configuration, but for bf16: rounding hides faults."""
+    """What Accelerate's launcher tells the processes of the launch configuration."""
     words = ["--config_file", str(ROOT / "accelerate_configs" / "fsdp.yaml"), "run_multitask.py"]
     args, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
-    names = ("FSDP_", "ACCELERATE_USE_FSDP")
+    names = ("FSDP_", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION")
     return {name: value for name, value in prepare_multi_gpu_env(args).items() if name.startswith(names)}
+
+
+def test_fsdp_in_bf16(train, fsdp, program, mixture_config, write_config, tmp_path):
+    mixture_config["training"]["max_steps"] = 2
+    usual, folder = train(), tmp_path / "fsdp"
+    options = ["--config", write_config(mixture_config), "--training.output_dir", str(folder)]
+    done = program(*options, processes=2, **fsdp)
+    assert done.returncode == 0, done.stderr
+    assert (numbers(folder) != numbers(usual)).all()  # else nothing was rounded
+    np.testing.assert_allclose(numbers(folder), numbers(usual), rtol=2e-2)
 
 
 def test_fsdp_shares_out_what_is_a_tasks_own(train, fsdp, program, mixture_config, write_config, tmp_path):
@@ -151,6 +161,7 @@ def test_fsdp_shares_out_what_is_a_tasks_own(train, fsdp, program, mixture_confi
     options = ["--adapters.rank", "4", "--training.loss_balancing", "uncertainty"]
     usual, folder = train(*options), tmp_path / "fsdp"
     options += ["--config", write_config(mixture_config), "--training.output_dir", str(folder)]
+    fsdp["ACCELERATE_MIXED_PRECISION"] = "no"  # rounding hides faults
     done = program(*options, processes=2, **fsdp)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(numbers(folder), numbers(usual), rtol=1e-4)
@@ -161,6 +172,7 @@ def test_fsdp_makes_the_update_of_one_process(train, fsdp, program, mixture_conf
     mixture_config["training"] |= {"save_steps": 3, "save_total_limit": None}
     usual, folder = train(), tmp_path / "fsdp"
     options = ["--config", write_config(mixture_config), "--training.output_dir", str(folder)]
+    fsdp["ACCELERATE_MIXED_PRECISION"] = "no"  # rounding hides faults
     done = program(*options, processes=2, **fsdp)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(numbers(folder), numbers(usual), rtol=1e-4)
