@@ -1,10 +1,10 @@
 # The training image; `make docker-build` builds it. The entry point finds out what machine it is on.
-#   docker build --build-arg BASE_IMAGE=python:3.12-slim-bookworm --build-arg INDEX=https://download.pytorch.org/whl/cpu .
-# PyTorch's wheels bring CUDA's libraries along; the base brings the rest of what a GPU driver expects.
+#   docker build --build-arg BASE_IMAGE=python:3.12.12-slim-bookworm --build-arg INDEX=https://download.pytorch.org/whl/cpu .
+# PyTorch's wheels bring CUDA's libraries along; the base brings the rest of what a GPU driver expects. A tag can be moved,
+# BASE_IMAGE=python@sha256:… cannot (`docker buildx imagetools inspect python:3.12.12-slim-bookworm` shows the digest).
 ARG BASE_IMAGE=nvidia/cuda:12.9.1-base-ubuntu24.04
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
-SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
 # The distribution's own Python, where the base has none; its version is pinned with the base.
 # hadolint ignore=DL3008
@@ -33,7 +33,7 @@ COPY multitask multitask
 COPY cloud cloud
 COPY accelerate_configs accelerate_configs
 COPY configs configs
-COPY quickstart quickstart
+COPY quickstart/data quickstart/data
 USER 10001
 
 ENTRYPOINT ["python", "-m", "cloud.entrypoint"]

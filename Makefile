@@ -7,17 +7,16 @@ ARGS ?=
 
 BIN := .venv/bin
 
-# Settings for Docker and Google Cloud; the command line and the environment come first.
+# Settings for Docker and Google Cloud. What is given on the command line comes before it, the environment after it.
 -include .env
 TAG ?= latest
 IMAGE = $(REGION)-docker.pkg.dev/$(PROJECT)/$(REPOSITORY)/multitask:$(TAG)
 LOCAL_IMAGE = multitask:$(TAG)
 REMOTE = gs://$(BUCKET)/$(JOB_NAME)
 export PROJECT REGION BUCKET REPOSITORY SERVICE_ACCOUNT JOB_NAME CONFIG ARGS TAG MACHINE_TYPE ACCELERATOR_TYPE \
-	ACCELERATOR_COUNT REPLICAS SPOT TIMEOUT_HOURS TPU_MACHINE_TYPE TPU_TOPOLOGY WANDB_SECRET
-# Stops, naming it, at a setting that is missing or cannot be right. (`export` reaches no $(shell) before make 4.4.)
-settings = $(foreach name,$(1),$(name)='$(subst ','\'',$($(name)))')
-check = $(if $(shell $(call settings,$(1)) $(PYTHON) -m cloud.settings $(1)),$(error $(shell $(call settings,$(1)) $(PYTHON) -m cloud.settings $(1))))
+	ACCELERATOR_COUNT REPLICAS SPOT TIMEOUT_HOURS TPU_MACHINE TPU_MACHINE_TYPE TPU_TOPOLOGY WANDB_SECRET BASE_IMAGE INDEX
+# Stops, naming it, at a setting that is missing or cannot be right.
+check = @$(PYTHON) -m cloud.settings $(1)
 
 .PHONY: help run-local test test-xla drill quality style quickstart-data baselines dashboard bench bench-gpu docker-build docker-local-train \
 	docker-check create-bucket check-bucket cloud-train cloud-logs verify-model tpu-train
@@ -36,7 +35,7 @@ help: ## List the targets
 	touch $@
 
 run-local: .venv/.installed ## Train a mixture on this machine: CONFIG=configs/….yaml LAUNCH=cpu|single_gpu|multi_gpu ARGS="--key value"
-	@$(BIN)/accelerate launch --quiet --config_file accelerate_configs/$(LAUNCH).yaml run_multitask.py --config $(CONFIG) $(ARGS)
+	@LAUNCH=$(LAUNCH) $(BIN)/python -m cloud.entrypoint --config $(CONFIG) $(ARGS)
 
 test: .venv/.installed ## Run the tests; those on real data need MULTITASK_DATA_ROOT
 	$(BIN)/python -m pytest
@@ -82,15 +81,15 @@ bench-gpu: .venv/.installed ## The same on GPUs in bf16; skips itself where ther
 # -- Docker -----------------------------------------------------------------------------------------------------------
 
 docker-build: ## Build the training image; BASE_IMAGE and INDEX choose between GPU and CPU
-	$(call check,TAG)
+	$(call check,TAG BASE_IMAGE INDEX)
 	docker build --tag $(LOCAL_IMAGE) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
-		$(if $(INDEX),--build-arg INDEX=$(INDEX)) $(if $(TORCH),--build-arg "TORCH=$(TORCH)") .
+		$(if $(INDEX),--build-arg "INDEX=$(INDEX)") $(if $(TORCH),--build-arg "TORCH=$(TORCH)") .
 
-docker-local-train: docker-build ## Train in a container on this machine; its GPUs with DOCKER_ARGS="--gpus all --shm-size 2g"
-	mkdir -p runs && chmod a+rwx runs
-	docker run --rm --init=false --volume $(CURDIR)/runs:/app/runs $(DOCKER_ARGS) $(LOCAL_IMAGE) --config $(CONFIG) $(ARGS)
+docker-local-train: docker-build ## Train in a container, into runs/docker; on GPUs with DOCKER_ARGS="--gpus all --shm-size 2g"
+	mkdir -p runs/docker && chmod a+rwx runs/docker
+	docker run --rm --init=false --volume $(CURDIR)/runs/docker:/app/runs $(DOCKER_ARGS) $(LOCAL_IMAGE) --config $(CONFIG) $(ARGS)
 
-docker-check: ## Without Docker, as root on Debian: build the image with buildah and run the quick start in it
+docker-check: ## Without Docker, as root on Debian: build the image with buildah and try it
 	bash cloud/check_image.sh
 
 # -- Google Cloud -----------------------------------------------------------------------------------------------------
@@ -103,7 +102,9 @@ create-bucket: ## Make the bucket for checkpoints and models: uniform access, ne
 check-bucket:
 	$(call check,PROJECT BUCKET)
 	@owner=$$(gcloud storage buckets describe gs://$(BUCKET) --raw --format='value(projectNumber)') \
-		&& own=$$(gcloud projects describe $(PROJECT) --format='value(projectNumber)') \
+		|| { echo "error: BUCKET: gs://$(BUCKET) cannot be read, as gcloud says above; make create-bucket makes a new \
+	one, under a name that nobody has" >&2; exit 2; }; \
+		own=$$(gcloud projects describe $(PROJECT) --format='value(projectNumber)') \
 		&& { [ "$$owner" = "$$own" ] || { echo "error: BUCKET: gs://$(BUCKET) belongs to project number $$owner, \
 	PROJECT $(PROJECT) is number $$own; bucket names are everyone's, choose another" >&2; exit 2; }; }
 
@@ -119,12 +120,13 @@ cloud-train: ## Build and push the image, and train on Vertex AI
 tpu-train: ## The same on a TPU: TPU_MACHINE and TPU_TOPOLOGY
 	$(call check,TPU_MACHINE TPU_TOPOLOGY)
 	@$(MAKE) --no-print-directory cloud-train TPU_MACHINE_TYPE=$(TPU_MACHINE) TAG=$(TAG)-tpu \
-		BASE_IMAGE=python:3.12-slim-bookworm TORCH="torch==2.9.0 torch_xla[tpu]==2.9.0"
+		BASE_IMAGE=python:3.12.12-slim-bookworm TORCH="torch==2.9.0 torch_xla[tpu]==2.9.0"
 
 cloud-logs: ## Follow what the newest job of that name prints
 	$(call check,PROJECT REGION JOB_NAME)
 	@job=$$(gcloud ai custom-jobs list --project=$(PROJECT) --region=$(REGION) --filter=displayName=$(JOB_NAME) \
 		--sort-by=~createTime --limit=1 --format='value(name)') \
+		&& { [ "$$job" ] || { echo "error: JOB_NAME: there is no job $(JOB_NAME) in $(PROJECT), $(REGION)" >&2; exit 2; }; } \
 		&& gcloud ai custom-jobs stream-logs "$$job" --project=$(PROJECT) --region=$(REGION)
 
 verify-model: .venv/.installed ## Check the bucket's checkpoints against their manifests

@@ -1,4 +1,4 @@
-"""What the container runs: `accelerate launch … run_multitask.py` for whatever machine it finds itself on.
+"""What the container and `make run-local` run: `accelerate launch … run_multitask.py` for the machine that this is.
 
     python -m cloud.entrypoint --config configs/quickstart.yaml
 
@@ -13,6 +13,7 @@ signal on. Either way the run saves, uploads, and the exit status is 143.
 import base64
 import json
 import os
+import re
 import signal
 import sys
 from argparse import Namespace
@@ -70,13 +71,14 @@ def read_cluster_spec(text: str | None) -> Machines:
         pools, task = spec["cluster"], spec["task"]
         names = sorted(pools)
         before = sum(len(pools[name]) for name in names[: names.index(task["type"])])
-        address, _, port = pools[names[0]][0].rpartition(":")
-        return Machines(before + int(task["index"]), sum(map(len, pools.values())), address, port)
+        ranks = range(before, before + len(pools[task["type"]]))
+        address, port = re.fullmatch(r"(.+):(\d+)", pools[names[0]][0]).groups()
+        return Machines(ranks[int(task["index"])], sum(map(len, pools.values())), address, port)
     except json.JSONDecodeError as error:
         raise UserError(f"CLUSTER_SPEC: not JSON ({error}); found {text[:60]!r}") from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         wanted = '{"cluster": {"workerpool0": ["HOST:PORT"]}, "task": {"type": "workerpool0", "index": 0}}'
-        raise UserError(f"CLUSTER_SPEC: {type(error).__name__} {error} in {text[:60]!r}; wanted {wanted}") from error
+        raise UserError(f"CLUSTER_SPEC: found {text[:200]!r}, expected such as {wanted}") from error
 
 
 def launch_arguments(machines: Machines, num_gpus: int, launch: str | None, arguments: Sequence[str]) -> list[str]:
@@ -96,7 +98,7 @@ def launch_arguments(machines: Machines, num_gpus: int, launch: str | None, argu
     if chosen not in known:
         raise UserError(f"LAUNCH: there is no accelerate_configs/{chosen}.yaml{hint(chosen, known)}")
     if chosen == "tpu" and find_spec("torch_xla") is None:
-        raise UserError("LAUNCH: tpu needs torch_xla, which this image is built without; build it with make tpu-train")
+        raise UserError("LAUNCH: tpu needs torch_xla, which is not installed; make tpu-train builds an image with it")
     if chosen in ("single_gpu", "multi_gpu", "fsdp") and not num_gpus:
         raise UserError(f"LAUNCH: {chosen} needs a GPU, and this machine has none; cpu trains without")
     words = ["--config_file", str(ROOT / "accelerate_configs" / f"{chosen}.yaml")]

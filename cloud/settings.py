@@ -35,23 +35,28 @@ PATTERNS = {
     "TIMEOUT_HOURS": (r"[1-9]\d*", "a number from 1 up"),
     "SERVICE_ACCOUNT": (r"[a-z0-9-]+@[a-z0-9.-]+\.gserviceaccount\.com", "NAME@PROJECT.iam.gserviceaccount.com"),
     "WANDB_SECRET": (r"[A-Za-z0-9_-]{1,255}", "the name of a secret in Secret Manager, never the key itself"),
+    "BASE_IMAGE": (
+        r"([a-z0-9][\w./:-]*(@sha256:[0-9a-f]{64})?)?",
+        "an image's NAME:TAG, or NAME@sha256:DIGEST, which no one can change",
+    ),
+    "INDEX": (r"(https?://[^\s@'\"]+)?", "an address without a password, which would stay in the image's history"),
     "CONFIG": (r"configs/[\w./-]+\.yaml", "a mixture that is in the image, such as configs/quickstart.yaml"),
 }
 
 
-def setting(environment: Mapping[str, str], name: str, default: str | None = None) -> str:
+def setting(environment: Mapping[str, str], name: str, default: str = "") -> str:
     """One setting.
 
     Raises:
         ValueError: if it is missing and has no default, or cannot be right.
     """
-    value = environment.get(name, "").strip() or default
+    value = environment.get(name) or default
     pattern, what = PATTERNS[name]
-    if value is None:
+    if re.fullmatch(pattern, value):
+        return value
+    if not value:
         raise ValueError(f"{name} is missing; set it in .env (made from .env.example) or on the command line: {what}")
-    if value != default and not re.fullmatch(pattern, value):
-        raise ValueError(f"{name}: found '{value}', expected {what}")
-    return value
+    raise ValueError(f"{name}: found '{value}', expected {what}")
 
 
 if __name__ == "__main__":
@@ -59,5 +64,5 @@ if __name__ == "__main__":
         for name in sys.argv[1:]:
             setting(os.environ, name)
     except ValueError as error:
-        print(f"error: {error}")  # make reads it
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .data import TaskData
 from .model import MultitaskModel
+from .sharding import whole
 
 
 class LossBalancing:
@@ -107,8 +108,7 @@ class Uncertainty(LossBalancing):
 
     def values(self) -> dict[str, float]:
         self.factors = {
-            task: scale * math.exp(-float(self.model.log_variance(task).detach()))
-            for task, scale in self.scales.items()
+            task: scale * math.exp(-float(whole(self.model.log_variance(task)))) for task, scale in self.scales.items()
         }
         return super().values()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -32,8 +33,10 @@ class MultitaskModel(nn.Module):
     def add_task(self, name: str, model: PreTrainedModel) -> None:
         """Takes a task model in; its own encoder gives way to the shared one, which is the first task's."""
         self.tasks[name] = model
-        self._no_split_modules = [c for c in model._no_split_modules or [] if "Embeddings" not in c]  # for FSDP
         self.share_encoder()
+        stacks = [module for module in self.encoder.modules() if isinstance(module, nn.ModuleList)]
+        # Where Accelerate looks for the layers that FSDP shares out; `transformers` names those of some families only.
+        self._no_split_modules = sorted({type(layer).__name__ for stack in stacks for layer in stack})
 
     def share_encoder(self) -> None:
         """Lets every task hold the encoder modules of the first one."""
@@ -155,10 +158,11 @@ def logits_of(output: ModelOutput) -> Tensor:
 
 
 def _no_rows(parameters: Iterable[nn.Parameter]) -> Tensor:
+    # With FSDP a layer's parameters are whole within the layer alone, which exchanges their gradients by itself.
+    trained = [parameter for parameter in parameters if parameter.requires_grad and not isinstance(parameter, DTensor)]
     # The factor gives each parameter a gradient of its own, of zeros. That of a sum alone is one number, expanded, and
     # PyTorch/XLA keeps it as a view: what other passes add to it ends up summed in that number, for all parameters.
-    touched = torch.stack([(0 * parameter).sum() for parameter in parameters if parameter.requires_grad]).sum()
-    return touched.expand(0, 1)
+    return torch.stack([(0 * parameter).sum() for parameter in trained]).sum().expand(0, 1)
 
 
 def checkpoint_gradients(model: MultitaskModel) -> None:

@@ -60,6 +60,8 @@ def start_accelerator() -> Accelerator:
         # Accelerate shares weights out among GPUs only; the processes of a CPU can do so too.
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        if accelerator.mixed_precision != "no":
+            accelerator.state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("fsdp_version: 1 is not supported; 2 is, as in accelerate_configs/fsdp.yaml")
     return accelerator
@@ -73,5 +75,6 @@ def check_share(batch_size: int, num_processes: int) -> None:
     """
     if batch_size < num_processes:
         raise UserError(
-            f"training.batch_size: {batch_size} examples a step cannot be shared by {num_processes} processes"
+            f"training.batch_size: {batch_size} examples a step cannot be shared by {num_processes} processes; "
+            f"it must be at least {num_processes}, or the processes fewer"
         )

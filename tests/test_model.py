@@ -22,6 +22,22 @@ def test_all_families_are_here():
     assert len(FAMILIES) == 9
 
 
+def test_fsdp_is_told_the_layers_of_every_family(make):
+    """By the name that Accelerate looks for, where a launch configuration names none."""
+    found = {family: ", ".join(make(family, ["animal"])[0]._no_split_modules) for family in FAMILIES}
+    assert found == {
+        "albert": "AlbertLayer, AlbertLayerGroup",
+        "bert": "BertLayer",
+        "deberta-v2": "DebertaV2Layer",
+        "distilbert": "TransformerBlock",
+        "electra": "ElectraLayer",
+        "modernbert": "ModernBertEncoderLayer",
+        "mpnet": "MPNetLayer",
+        "roberta": "RobertaLayer",
+        "xlm-roberta": "XLMRobertaLayer",
+    }
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_encoder_serves_all_types_of_tasks(make, family):
     model, tasks, tokenizer = make(family, ALL_TASKS)

@@ -404,7 +404,10 @@ def test_more_processes_than_examples(mixture_config, write_config, program):
         del mixture_config["tasks"][name]
     done = program("--config", write_config(mixture_config), "--training.batch_size", "1", processes=2)
     assert done.returncode != 0
-    assert "error: training.batch_size: 1 examples a step cannot be shared by 2 processes" in done.stderr
+    assert (
+        "error: training.batch_size: 1 examples a step cannot be shared by 2 processes; it must be at least 2, or the processes fewer\n"
+        in done.stderr
+    )
 
 
 def test_an_output_folder_that_cannot_be_written(train, tmp_path):

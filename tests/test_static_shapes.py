@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ALL_TASKS, read_jsonl
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from conftest import ALL_TASKS, ROOT, read_jsonl
 from test_batches import SPLITS, make_mixture
 
 import run_multitask
@@ -135,13 +137,42 @@ def test_a_dry_run_says_how_many_graphs_there_will_be(mixture_config, write_conf
         assert ("note: static shapes: 5 graphs of training passes, lengths by task: similar [16, " in out) is note, out
 
 
-def test_fsdp_makes_the_update_of_one_process(train, program, mixture_config, write_config, tmp_path):
+@pytest.fixture
+def fsdp():
+    """What Accelerate's launcher tells the processes of the launch configuration."""
+    words = ["--config_file", str(ROOT / "accelerate_configs" / "fsdp.yaml"), "run_multitask.py"]
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    names = ("FSDP_", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION")
+    return {name: value for name, value in prepare_multi_gpu_env(args).items() if name.startswith(names)}
+
+
+def test_fsdp_in_bf16(train, fsdp, program, mixture_config, write_config, tmp_path):
+    mixture_config["training"]["max_steps"] = 2
+    usual, folder = train(), tmp_path / "fsdp"
+    options = ["--config", write_config(mixture_config), "--training.output_dir", str(folder)]
+    done = program(*options, processes=2, **fsdp)
+    assert done.returncode == 0, done.stderr
+    assert (numbers(folder) != numbers(usual)).all()  # else nothing was rounded
+    np.testing.assert_allclose(numbers(folder), numbers(usual), rtol=2e-2)
+
+
+def test_fsdp_shares_out_what_is_a_tasks_own(train, fsdp, program, mixture_config, write_config, tmp_path):
+    """Adapters within layers that are shared out, and a number for each task, too small to be cut in two."""
+    options = ["--adapters.rank", "4", "--training.loss_balancing", "uncertainty"]
+    usual, folder = train(*options), tmp_path / "fsdp"
+    options += ["--config", write_config(mixture_config), "--training.output_dir", str(folder)]
+    fsdp["ACCELERATE_MIXED_PRECISION"] = "no"  # rounding hides faults
+    done = program(*options, processes=2, **fsdp)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(numbers(folder), numbers(usual), rtol=1e-4)
+
+
+def test_fsdp_makes_the_update_of_one_process(train, fsdp, program, mixture_config, write_config, tmp_path):
     """Each of two processes keeps a half of the weights; stopped half-way, one process alone can go on, and they can."""
     mixture_config["training"] |= {"save_steps": 3, "save_total_limit": None}
     usual, folder = train(), tmp_path / "fsdp"
     options = ["--config", write_config(mixture_config), "--training.output_dir", str(folder)]
-    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-    fsdp |= {"FSDP_RESHARD_AFTER_FORWARD": "true"}
+    fsdp["ACCELERATE_MIXED_PRECISION"] = "no"  # rounding hides faults
     done = program(*options, processes=2, **fsdp)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(numbers(folder), numbers(usual), rtol=1e-4)

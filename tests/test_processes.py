@@ -1,0 +1,48 @@
+"""What is told of the processes and their devices, on machines that are not these."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from multitask import processes
+from multitask.errors import UserError
+from multitask.processes import check_share, from_main_process, start_accelerator
+
+
+def test_what_the_main_process_finds_is_everyones():
+    assert from_main_process(Accelerator(cpu=True), lambda: 5) == 5
+
+    def fails():
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="^no$"):
+        from_main_process(Accelerator(cpu=True), fails)
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    message = (
+        "num_processes: 8 on this machine, which has 2 GPUs; --num_processes takes the number of GPUs of all machines"
+    )
+    with pytest.raises(UserError, match=f"^{message}$"):
+        start_accelerator()
+
+
+def test_the_first_version_of_fsdp(monkeypatch):
+    first = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False, num_processes=2)
+    monkeypatch.setattr(processes, "Accelerator", lambda cpu: first)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    message = "fsdp_version: 1 is not supported; 2 is, as in accelerate_configs/fsdp.yaml"
+    with pytest.raises(UserError, match=f"^{message}$"):
+        start_accelerator()
+
+
+def test_a_step_has_an_example_for_each_process():
+    check_share(2, 2)
+    with pytest.raises(UserError, match="^training.batch_size: 2 examples a step cannot be shared by 3 processes; "):
+        check_share(2, 3)
