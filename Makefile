@@ -18,8 +18,8 @@ export PROJECT REGION BUCKET REPOSITORY SERVICE_ACCOUNT JOB_NAME CONFIG ARGS TAG
 # Stops, naming it, at a setting that is missing or cannot be right.
 check = @$(PYTHON) -m cloud.settings $(1)
 
-.PHONY: help run-local test test-xla drill quality style quickstart-data baselines dashboard bench bench-gpu docker-build docker-local-train \
-	docker-check create-bucket check-bucket cloud-train cloud-logs verify-model tpu-train
+.PHONY: help run-local test test-xla drill quality style quickstart-data baselines dashboard bench bench-gpu \
+	docker-build docker-local-train docker-check create-bucket check-bucket cloud-train cloud-logs verify-model tpu-train
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
