@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .model import MultitaskModel
 
 OTHER = "other"
+MANY = 10  # more tasks than that are measured only where it is asked for
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -31,13 +32,13 @@ class Agreement:
     Args:
         model: what is trained.
         accelerator: whose processes share the step.
-        every: steps between two measurements; 0 for none, None for ten over the run.
+        every: steps between two measurements; 0 for none, None for ten over the run, unless there are many tasks.
         max_steps: of the run.
     """
 
     def __init__(self, model: MultitaskModel, accelerator: Accelerator, every: int | None, max_steps: int):
         self.accelerator = accelerator
-        self.every = math.ceil(max_steps / 10) if every is None else every
+        self.every = (0 if len(model.tasks) > MANY else math.ceil(max_steps / 10)) if every is None else every
         self.own = {task: [p for p in model.head_parameters(task) if p.requires_grad] for task in model.tasks}
         of_one_task = {p for parameters in self.own.values() for p in parameters}
         parts: dict[str, list[nn.Parameter]] = {}
@@ -52,6 +53,12 @@ class Agreement:
         if every and not self.is_possible:
             why = "processes hold parts of the model" if is_sharded else "no two tasks train the same parameters"
             accelerator.print(f"note: training.agreement_steps has no effect: {why}")
+        if every is None and self.is_possible and len(self.own) > MANY:
+            needed = 4 * sum(self.sizes) * (len(self.own) + 1) / 2**30
+            accelerator.print(
+                f"note: whether {len(self.own)} tasks agree is not measured, as it would take {needed:.1f} GiB on "
+                f"each device; training.agreement_steps: N measures it every N steps"
+            )
         self.rows: Tensor | None = None  # of each task the gradient of the shared parameters, those of a part together
         self.own_rows: list[Tensor] = []
 

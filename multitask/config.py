@@ -94,7 +94,7 @@ class TrainingConfig:
             the number of classes (size_of_label_space); learned, by how noisy a task is (uncertainty); set after each
             step so that all losses fall at the same rate (famo).
         agreement_steps: Steps between two measurements of whether the tasks' gradients agree; null measures ten times
-            over the run, 0 never.
+            over the run, but not with more than 10 tasks, as it needs memory for each; 0 never.
         logging_steps: Steps between two lines in metrics.jsonl.
         eval_steps: Steps between two evaluations; null evaluates at the end only.
         save_steps: Steps between two checkpoints; the last step is always saved, and with null alone.

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from conftest import ENCODER_CONFIGS, TASKS, batch_of
 
+from multitask import agreement as agreement_module
 from multitask.adapters import add_adapters
 from multitask.agreement import Agreement, cosines, part_of
 from multitask.batches import collate
@@ -143,6 +144,17 @@ def test_in_bfloat16_with_a_scaled_loss(make):
     assert expected_flat.norm() > 1024
     assert (flat - expected_flat).norm() < 0.002 * expected_flat.norm()  # bfloat16 rounds at 2^-9 = 0.002
     assert [values[f"agreement/{a}/{b}"] for a, b in PAIRS] == pytest.approx(cosines_by_hand, abs=1e-3)
+
+
+def test_many_tasks_are_measured_where_it_is_asked_for(make, capsys, monkeypatch):
+    model, accelerator = make("bert")[0], Accelerator(cpu=True)
+    assert Agreement(model, accelerator, None, 60).every == 6 and capsys.readouterr().out == ""
+    monkeypatch.setattr(agreement_module, "MANY", 2)
+    assert Agreement(model, accelerator, 5, 60).every == 5 and capsys.readouterr().out == ""
+    by_itself = Agreement(model, accelerator, None, 60)
+    assert not any(by_itself.is_due(step) for step in range(1, 61))
+    said = "note: whether 3 tasks agree is not measured, as it would take 0.0 GiB on each device; "
+    assert capsys.readouterr().out == said + "training.agreement_steps: N measures it every N steps\n"
 
 
 def test_nothing_to_compare(make, capsys):
