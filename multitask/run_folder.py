@@ -42,9 +42,13 @@ def check_run_folder(folder: Path, config: Config) -> None:
     """
     path = folder / "config.yaml"
     if not path.exists():
-        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+        there -= {"config.yaml.partial"}
+        choice = config.training.resume_from_checkpoint
+        if choice.startswith("gs://") or (config.checkpoints.remote and choice != "never"):
+            there -= {"checkpoints"}  # of a run that was killed as it had fetched them; they tell whose they are
         if there:
-            raise UserError(f"training.output_dir: {folder} holds no run but {there[0]}; give the run a new folder")
+            raise UserError(f"training.output_dir: {folder} holds no run but {min(there)}; give the run a new folder")
         return
     try:
         changed = changed_setting(yaml.safe_load(path.read_text()), config)
@@ -86,12 +90,13 @@ def open_run_folder(folder: Path, config: Config, checkpoint: Path | None) -> No
         UserError: if the folder cannot be written to.
     """
     try:
-        (folder / "export").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / "config.yaml", to_yaml(config))  # first: by it, a folder is known as a run's
+        (folder / "export").mkdir(exist_ok=True)
         for name in NUMBERS:
             (folder / name).unlink(missing_ok=True)
             if checkpoint and (checkpoint / name).exists():
                 shutil.copyfile(checkpoint / name, folder / name)
-        (folder / "config.yaml").write_text(to_yaml(config))
     except OSError as error:
         raise UserError(f"training.output_dir: {error.filename} cannot be written: {error.strerror}") from error
 
@@ -105,8 +110,12 @@ def append_metrics(folder: Path, step: int, values: dict[str, float]) -> None:
 def write_results(path: Path, step: int, results: dict[str, dict[str, float]], average: float) -> None:
     """Replaces a file like metrics.json, which holds the last evaluation."""
     content = {"step": step, "tasks": _finite(results)} | _finite({"average": average})
+    _replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.write_text(text)
     partial.replace(path)
 
 

@@ -72,7 +72,11 @@ def make(tmp_path):
         environment |= {name: options.pop(name) for name in ("OWNER", "DENIED", "NO_JOB") if name in options}
         words = [f"{name}={value}" for name, value in options.items()]
         done = subprocess.run(
-            ["make", target, *words], cwd=tmp_path / "repo", env=environment, capture_output=True, text=True
+            ["make", "--no-print-directory", target, *words],
+            cwd=tmp_path / "repo",
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         return done, [line.split("\t") for line in calls.read_text().splitlines()]
 

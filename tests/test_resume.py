@@ -336,6 +336,24 @@ def test_on_an_empty_disk_it_goes_on_from_the_bucket(run, bucket, place, tmp_pat
     assert lines and all(line["checkpoint/upload_seconds"] > 0 for line in lines)
 
 
+def test_killed_as_it_had_fetched_a_checkpoint(run, place, tmp_path):
+    """Its folder holds checkpoints and nothing that says what run it is."""
+    copies = ["--checkpoints.remote", place]
+    assert run("whole") == 0
+    assert run("parts", *copies, stop_at=5) == 143
+    for path in (tmp_path / "parts").iterdir():
+        if path.name != "checkpoints":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (tmp_path / "parts" / "config.yaml.partial").write_text("mod")
+    for others in ([], [*copies, "--training.resume_from_checkpoint", "never"]):
+        with pytest.raises(UserError, match="parts holds no run but checkpoints; give the run a new folder"):
+            run("parts", *others)
+    with pytest.raises(UserError, match="training.seed was 0, is 1"):
+        run("parts", *copies, "--training.seed", "1")
+    assert run("parts", *copies) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_what_is_damaged_here_comes_from_the_bucket(run, place, tmp_path, capsys):
     assert run("whole") == 0
     assert run("parts", "--checkpoints.remote", place, stop_at=6) == 143
