@@ -124,7 +124,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     share = {"num_devices": accelerator.num_processes, "device": accelerator.process_index}
     mixture, last = sampling.mixture(training.seed, lengths, history.stopped), sampling.last_step(history.stopped)
     dataset = StepDataset(mixture, splits, pad, training.max_tokens_per_pass, **share, static_shapes=static)
-    steps = StepLoader(dataset, state["step"], last, training.dataloader_num_workers)
+    workers, device = training.dataloader_num_workers, accelerator.device.type
+    steps = StepLoader(dataset, state["step"], last, workers, device)
 
     def pass_losses(step: int, batch: Step, index: int) -> dict[str, torch.Tensor]:
         """Each task's sum of losses over the examples of one pass of this process."""

@@ -105,7 +105,8 @@ class TrainingConfig:
             metrics; `TASK`, the mean of one task's metrics; or `TASK/METRIC`. Of errors (mse) less is better.
         resume_from_checkpoint: What to continue from: `auto`, the newest checkpoint of the same run, here or in
             `checkpoints.remote`; `never`; or a checkpoint, a folder or gs://BUCKET/PREFIX/step-….
-        dataloader_num_workers: Processes that prepare batches in the background; 0 prepares them in the loop.
+        dataloader_num_workers: Processes that prepare batches in the background; 0 prepares them in the loop; null
+            takes 1, and 0 where the model computes on the CPU.
         static_shapes: Batches of few shapes and one task in each pass, for compilers that make a program for each
             shape; null uses them on XLA (TPUs) and nowhere else. The results are the same.
     """
@@ -131,7 +132,7 @@ class TrainingConfig:
     load_best_model_at_end: bool = False
     metric_for_best_model: str = "average"
     resume_from_checkpoint: str = "auto"
-    dataloader_num_workers: int = 1
+    dataloader_num_workers: int | None = None
     static_shapes: bool | None = None
 
 
