@@ -20,8 +20,8 @@ class StepLoader:
         first: how many steps are done already.
         last: the number of the last step.
         num_workers: processes that prepare them; 0 prepares them in the loop. None takes one where an accelerator
-            computes, and none on the CPU: there, making a batch takes a five-hundredth of the time that the model takes
-            for it, and the process would take more from the model's cores.
+            computes, and none on the CPU: there, making a batch takes a five-hundredth of the time that the model
+            takes for it, and the process would take more from the model's cores.
         device: where the model computes.
     """
 
