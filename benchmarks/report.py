@@ -1,8 +1,10 @@
 """The page with all figures, and its picture."""
 
 from pathlib import Path
+from statistics import median
 
 from . import gpu, growth, processes, quality, speed
+from .figures import ratios
 from .results import Results
 
 TITLES = {
@@ -42,7 +44,12 @@ def _draw(results: Results, path: Path) -> bool:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.hashsalt": "benchmarks", "font.size": 9, "axes.spines.top": False}
+    matplotlib.rcParams |= {
+        "svg.hashsalt": "benchmarks",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     from matplotlib import pyplot
 
     bars = speed.picture_rows(results)
@@ -53,23 +60,29 @@ def _draw(results: Results, path: Path) -> bool:
     lines = {label: by_count for label, by_count in lines.items() if by_count}
     if not bars and not lines:
         return False
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    names = [TITLES[name] for name, _ in bars][::-1]
-    drawn = left.barh(names, [share for _, share in bars][::-1], color="#4477aa")
-    left.bar_label(drawn, fmt="%.2f", padding=3)
-    left.set_title("real tokens a second, this project = 1")
-    for label, by_count in lines.items():
-        base = next(iter(by_count.values()))
-        shares = [[value / first for value, first in zip(of, base, strict=True)] for of in by_count.values()]
-        middles = [sorted(of)[len(of) // 2] for of in shares]
-        below = [middle - min(of) for middle, of in zip(middles, shares, strict=True)]
-        above = [max(of) - middle for middle, of in zip(middles, shares, strict=True)]
-        right.errorbar(list(by_count), middles, [below, above], marker="o", capsize=3, label=label)
-    right.set_xscale("log")
-    right.set_ylim(bottom=0)
-    right.set_title("time a step by the number of tasks, fewest = 1")
+    count = bool(bars) + bool(lines)
+    figure, axes = pyplot.subplots(1, count, figsize=(4.5 * count, 3), layout="constrained", squeeze=False)
+    if bars:
+        axis = axes[0, 0]
+        drawn = axis.barh(
+            [TITLES[name] for name, _ in bars][::-1], [share for _, share in bars][::-1], color="#4477aa"
+        )
+        axis.bar_label(drawn, fmt="%.2f", padding=3)
+        axis.margins(x=0.15)
+        axis.set_title("real tokens a second, this project = 1")
     if lines:
-        right.legend()
+        axis = axes[0, -1]
+        for label, by_count in lines.items():
+            base = next(iter(by_count.values()))
+            shares = [ratios(of_count, base) for of_count in by_count.values()]
+            middles = [median(of_count) for of_count in shares]
+            below = [middle - min(of_count) for middle, of_count in zip(middles, shares, strict=True)]
+            above = [max(of_count) - middle for middle, of_count in zip(middles, shares, strict=True)]
+            axis.errorbar(list(by_count), middles, [below, above], marker="o", capsize=3, label=label)
+        axis.set_xscale("log")
+        axis.set_ylim(bottom=0)
+        axis.set_title("time a step by the number of tasks, fewest = 1")
+        axis.legend()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
     return True
