@@ -60,7 +60,7 @@ def wait_for_training(folder: Path, process: subprocess.Popen, log: Path) -> Non
 def test_kills(options, place, bucket, tmp_path, drill):
     """SIGKILL at random moments; the disk of the machine is kept or lost; another one goes on."""
     rng = random.Random(0)
-    kills, counted = drill(5, 50), Counter()
+    kills, counted = drill(4, 50), Counter()
     options += ["--training.max_steps", str(60 * kills)]
     log, folder = tmp_path / "log", tmp_path / "parts"
     copies = ["--checkpoints.remote", place]
@@ -68,7 +68,7 @@ def test_kills(options, place, bucket, tmp_path, drill):
         started = time.time()
         process = start([*options, *copies], folder, log)
         process.started = started
-        if kill % 5 == 4:  # also while it starts, fetches and reads
+        if kill % 4 == 3:  # also while it starts, fetches and reads
             time.sleep(rng.uniform(2, 8))
         else:
             wait_for_training(folder, process, log)
