@@ -81,7 +81,7 @@ class MultitaskModel(nn.Module):
 
     @contextmanager
     def _words_looked_up(self, ids: Sequence[Tensor]) -> Iterator[None]:
-        """Within, the encoder finds the embeddings of these tokens, in this order, looked up already.
+        """Within, the encoder finds the embeddings of these tokens looked up already.
 
         The gradient of a lookup is as large as the vocabulary: there is one in a pass, not one for each task, on which
         a hundred tasks would spend a fifth of their time.
@@ -91,9 +91,16 @@ class MultitaskModel(nn.Module):
         if len(ids) < 2 or not (torch.is_grad_enabled() and words.weight.requires_grad):
             yield
             return
-        found = words(torch.cat([of_task.flatten() for of_task in ids]))
-        parts = iter(found.split([of_task.numel() for of_task in ids]))
-        words.forward = lambda of_task: next(parts).view(*of_task.shape, -1)
+        found = words(torch.cat([of_task.flatten() for of_task in ids])).split([of_task.numel() for of_task in ids])
+        parts = {(of_task.data_ptr(), of_task.numel()): part for of_task, part in zip(ids, found, strict=True)}
+
+        def look_up(tokens: Tensor) -> Tensor:
+            part = parts.get((tokens.data_ptr(), tokens.numel()))
+            if part is None:  # some encoders add padding of their own
+                return type(words).forward(words, tokens)
+            return part.view(*tokens.shape, -1)
+
+        words.forward = look_up
         try:
             yield
         finally:

@@ -1,7 +1,6 @@
 """Work beside the training: one piece at a time, and no error is lost."""
 
 import threading
-import time
 
 import pytest
 import torch
@@ -30,10 +29,11 @@ def test_an_error_comes_out(when):
 
 
 def test_the_process_waits_for_it(tmp_path):
-    background = Background()
-    background.start(lambda: time.sleep(0.1))
+    background, gate = Background(), threading.Event()
+    background.start(lambda: gate.wait(30))
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "background"]
     assert not thread.daemon
+    gate.set()
     background.wait()
     assert not thread.is_alive()
 

@@ -72,6 +72,7 @@ def test_devices_compute_on_about_as_many_tokens(num_devices):
         for device, share in enumerate(shares):
             tokens[step, device] = sum(padded_tokens(SPLITS[task], r) for task, r in share.items())
         for task, r in mixture(step).items():  # none is more than a row ahead
+            assert sorted(np.concatenate([share[task] for share in shares])) == sorted(r)
             counts = [len(share[task]) for share in shares]
             assert sum(counts) == len(r) and max(counts) - min(counts) <= 1
     of_device = tokens.sum(axis=0)

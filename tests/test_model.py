@@ -319,3 +319,16 @@ def test_words_are_looked_up_once_a_pass_and_nothing_changes(make, family):
     together = gradients(batches)
     for name, apart in gradients(*([name] for name in batches)).items():
         torch.testing.assert_close(together[name], apart, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_that_pads_its_tokens_looks_them_up_itself(encoders, task_files, tmp_path, make):
+    """Longformer's attention goes by windows: its sequences become as long as so many of them."""
+    _, tasks, tokenizer = make("roberta", ["similar", "animal"])
+    config = transformers.LongformerConfig(**ENCODER_CONFIGS["roberta"].to_diff_dict() | {"attention_window": 8})
+    transformers.LongformerModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = build_model(str(tmp_path), tasks, dropout=0.0)
+    batches = {name: batch["inputs"] for name, batch in batch_of(tasks, tokenizer).items()}
+    together = model(batches)
+    for name, inputs in batches.items():
+        torch.testing.assert_close(model({name: inputs})[name], together[name], rtol=1e-4, atol=1e-5)
