@@ -1,5 +1,5 @@
 """The program in several processes that begin with the libraries read already: as `torchrun` starts them, in a tenth of
-the time. `torchrun` itself starts those of test_resume.py and test_drill.py."""
+the time. `torchrun` itself starts those of test_resume.py and test_drill.py that are sent signals or killed."""
 
 import multiprocessing
 import os
