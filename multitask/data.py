@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -86,8 +85,12 @@ def load_task(
     max_length: int,
     data_root: str | None = None,
     num_proc: int | None = None,
+    tokenizer_hash: str | None = None,
 ) -> TaskData:
     """Loads, checks and tokenises a task; from the second time on, out of the cache of `datasets`.
+
+    `tokenizer_hash` is that of all the tokenizer is made of, which takes a quarter of a second where it knows 30,000
+    words; None computes it.
 
     Raises:
         UserError: for whatever the dataset does not hold or holds wrong, naming the split, the column or the row.
@@ -105,12 +108,13 @@ def load_task(
         features["token_type_ids"] = List(List(Value("int8")))
     features |= task_type.columns | {count: Value("int32") for count in COUNTS}
 
+    tokenizer_hash = tokenizer_hash or Hasher.hash(tokenizer)
     source = [inspect.getsource(module) for module in (encoding, words, answers)]
 
     def tokenise(dataset: Dataset, split: str, most: int | None) -> Split:
         dataset = dataset.select(range(min(most or len(dataset), len(dataset))))
         where = f"tasks.{name}: {split}"
-        made_of = (dataset._fingerprint, source, where, layout, _hash(tokenizer), max_length)
+        made_of = (dataset._fingerprint, source, where, layout, tokenizer_hash, max_length)
         encoded = dataset.map(
             task_type.encode,
             batched=True,
@@ -138,12 +142,6 @@ def load_task(
     )
 
 
-@lru_cache(maxsize=1)
-def _hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of all that the tokenizer is made of; with a vocabulary of 30,000 it takes a quarter of a second."""
-    return Hasher.hash(tokenizer)
-
-
 def load_tasks(
     configs: Mapping[str, TaskConfig],
     tokenizer: PreTrainedTokenizerBase,
@@ -157,11 +155,12 @@ def load_tasks(
     Raises:
         UserError: as `load_task`, on every process that finds the mistake.
     """
-    mistake = None
+    mistake, tokenizer_hash = None, Hasher.hash(tokenizer)
     with accelerator.local_main_process_first():
         try:
             tasks = [
-                load_task(name, config, tokenizer, max_length, data_root, num_proc) for name, config in configs.items()
+                load_task(name, config, tokenizer, max_length, data_root, num_proc, tokenizer_hash)
+                for name, config in configs.items()
             ]
         except UserError as error:
             mistake = error

@@ -6,7 +6,6 @@ import pandas
 import pytest
 from conftest import make_rows, write_jsonl
 
-from multitask import data
 from multitask.building import load_tokenizer
 from multitask.data import load_task
 from multitask.encoding import value_at
@@ -176,7 +175,6 @@ def test_what_is_cached_is_what_this_code_encodes(load, tmp_path, monkeypatch):
     changes = {"max_length": 32}, {"inputs": ["b"]}, {"type": "classification"}, {"max_train_examples": 1}
     found = [before, *(fingerprint(**change) for change in changes)]
     tokenizer.add_tokens("hamster")
-    data._hash.cache_clear()
     found.append(fingerprint())
     monkeypatch.setattr(inspect, "getsource", lambda module: "another version")
     found.append(fingerprint())
