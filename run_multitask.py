@@ -119,7 +119,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     balancing.load_state(state.get("balancing", {}))
     agreement = Agreement(plain_model, accelerator, training.agreement_steps, max_steps)
 
-    # -- batches, prepared in the background --------------------------------------------------------------------------
+    # -- batches ------------------------------------------------------------------------------------------------------
 
     share = {"num_devices": accelerator.num_processes, "device": accelerator.process_index}
     mixture, last = sampling.mixture(training.seed, lengths, history.stopped), sampling.last_step(history.stopped)

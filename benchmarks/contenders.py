@@ -46,7 +46,7 @@ def multitask(options: list[str], warmup_steps: int, steps: int, folder: Path) -
 def limit(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Measured:
     """What the model itself takes: dense batches of the same sizes and mean lengths, made before the clock starts.
 
-    No padding and no mask, no loading, no clipping, no logging; forward, backward, update.
+    No padding and no mask, no loading, no logging; forward, backward, clipping, update.
     """
     load = workload.load(options)
     model, weights = load.build_model().train(), [task.weight for task in load.tasks]
@@ -64,6 +64,7 @@ def limit(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Me
             for weight, task, of_task in zip(weights, load.tasks, batch, strict=True)
         ]
         (sum(sums) / load.config.training.batch_size).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), load.config.training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
     return {"seconds": time.perf_counter() - started, "tokens": sum(tokens[warmup_steps:])}
@@ -127,7 +128,7 @@ def _padded_batches(load: Workload, rows: dict[str, Rows]) -> Iterator[OneTask]:
 
 
 def trainer(options: list[str], warmup_steps: int, steps: int, folder: Path, batch_size: int) -> Measured:
-    """The Trainer of `transformers`: batches of one task, padded to their longest, loaded in the background."""
+    """The Trainer of `transformers`: batches of one task, padded to their longest."""
     return _trainer(options, warmup_steps, steps, folder, batch_size, is_grouped=False)
 
 
@@ -191,7 +192,7 @@ def _trainer(
 
     class Trainer(transformers.Trainer):
         def get_train_dataloader(self) -> DataLoader:
-            return DataLoader(_Batches(load, warmup + sample), batch_size=None, num_workers=1)
+            return DataLoader(_Batches(load, warmup + sample), batch_size=None)  # in the loop, as (a) does on a CPU
 
     clock = _Clock()
     Trainer(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torch.utils.data import DataLoader
 
 from multitask.fields import fields_of
 from multitask.optim import build_optimizer
@@ -117,13 +116,12 @@ def parts(options: list[str], steps: int) -> dict[str, float]:
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
         return value
 
-    loader = iter(DataLoader(load.steps, batch_size=None, sampler=range(WARMUP_STEPS + steps), num_workers=1))
     tokens = padded = 0
     for step in range(WARMUP_STEPS + steps):
         if step == WARMUP_STEPS:
             seconds.clear()
             tokens = padded = 0
-        batch = timed("waiting for the batch", lambda: next(loader))
+        batch = timed("making the batch", lambda s=step: load.steps[s])
         for part in batch.passes:
             inputs = {name: of_task["inputs"] for name, of_task in part.items()}
             logits = timed("forward", lambda i=inputs: model(i))
@@ -133,9 +131,6 @@ def parts(options: list[str], steps: int) -> dict[str, float]:
         timed("update", optimizer.step)
         timed("zeroing", optimizer.zero_grad)
         tokens, padded = tokens + batch.tokens, padded + batch.padded_tokens
-    # What the worker does meanwhile, which takes a core from the model for as long.
-    for step in range(steps):
-        timed("making the batch, in the background", lambda s=step: load.steps[s])
     return {name: value / steps for name, value in seconds.items()} | {"padding": 1 - tokens / padded}
 
 
@@ -174,15 +169,13 @@ def section(results: Results) -> str:
         table(["contender", "real tokens/s", "this project is … times it", "goal"], rows),
         "The rows are those of consecutive steps of the real run over all data, which are random rows, grouped by "
         "length as they are there; the others get the same rows in an order of their own. All train the same model "
-        "with the same fused AdamW and the same gradient clipping, except the limit, which clips nothing.",
+        "with the same fused AdamW and the same gradient clipping.",
     ]
     if parts_of := list(results.under("parts").values()):
         names = [name for name in parts_of[0] if name != "padding"]
-        in_loop = [name for name in names if "background" not in name]
-        shares = {n: [100 * p[n] / sum(p[m] for m in in_loop) for p in parts_of] for n in names}
+        shares = {n: [100 * p[n] / sum(p[m] for m in names) for p in parts_of] for n in names}
         text += [
-            "Where a step's time goes, in percent of it (what the background makes is besides, on a core that the "
-            "model would have):",
+            "Where a step's time goes, in percent of it:",
             table(["part", "percent"], [[name, spread(shares[name])] for name in names]),
             f"Of the tokens computed on, {spread([100 * p['padding'] for p in parts_of], 1, ' %')} are padding. "
             "Most of it stands in multiple choice, where `transformers` pads the choices of a row to its longest.",

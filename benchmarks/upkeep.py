@@ -18,6 +18,7 @@ from multitask.evaluation import evaluate_tasks, predict
 
 from . import clocked, workload
 from .figures import middle, spread, table, verdict
+from .isolated import Failed
 from .results import Results
 from .setting import Setting
 
@@ -51,6 +52,8 @@ def storage_server() -> Iterator[str]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.1)
+        else:
+            raise Failed(f"{binary.name} did not answer on port {port} within 10 seconds")
         yield url
     finally:
         server.kill()

@@ -1,4 +1,4 @@
-"""From the rows of a step to what one device computes: passes of padded tensors, prepared in the background."""
+"""From the rows of a step to what one device computes: passes of padded tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The steps of a run, one after the other, prepared in the background."""
+"""The steps of a run, one after the other, in the loop or prepared by processes beside it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from .signals import leave_signals_to_parent
 
 
 class StepLoader:
-    """The steps of a run with their numbers, prepared in the background.
+    """The steps of a run with their numbers.
 
     What has been prepared when `use` gives it another mixture is thrown away and made anew.
 
