@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from multitask.batches import collate
 from multitask.mixture import Rows
 from multitask.optim import build_optimizer
+from multitask.processes import keep_freed_memory
 from multitask.tasks import example_losses
 
 from . import clocked, workload
@@ -46,8 +47,9 @@ def multitask(options: list[str], warmup_steps: int, steps: int, folder: Path) -
 def limit(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Measured:
     """What the model itself takes: dense batches of the same sizes and mean lengths, made before the clock starts.
 
-    No padding and no mask, no loading, no logging; forward, backward, clipping, update.
+    No padding and no mask, no loading, no logging; forward, backward, clipping, update, and memory kept as (a) does.
     """
+    keep_freed_memory()
     load = workload.load(options)
     model, weights = load.build_model().train(), [task.weight for task in load.tasks]
     optimizer = build_optimizer(model, 1e-5, 0.01)

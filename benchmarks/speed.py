@@ -9,6 +9,7 @@ from torch import nn
 
 from multitask.fields import fields_of
 from multitask.optim import build_optimizer
+from multitask.processes import keep_freed_memory
 from multitask.sources import load_splits
 from multitask.tasks import example_losses
 
@@ -105,6 +106,7 @@ def tasknet_request(options: list[str], steps: int) -> dict[str, Any]:
 
 def parts(options: list[str], steps: int) -> dict[str, float]:
     """What a step is made of, in seconds a step; "padding" is the share of tokens computed on that are none."""
+    keep_freed_memory()  # as the run does
     load = workload.load(options)
     model, config = load.build_model().train(), load.config.training
     optimizer = build_optimizer(model, 1e-5, 0.01)

@@ -12,9 +12,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from multitask.evaluation import evaluate_tasks, predict
+from multitask.processes import start_accelerator
 
 from . import clocked, workload
 from .figures import middle, spread, table, verdict
@@ -104,7 +104,7 @@ def _evaluation(setting: Setting) -> None:
 @torch.inference_mode()
 def evaluation_seconds(options: list[str], is_limit_first: bool = False) -> dict[str, float]:
     """Seconds of an evaluation, and of the model alone on dense batches of as many tokens, all of a mean length."""
-    load, accelerator = workload.load(options), Accelerator(cpu=True)
+    accelerator, load = start_accelerator(), workload.load(options)
     model, pad = load.build_model().eval(), load.tokenizer.pad_token_id
     most = load.config.training.max_tokens_per_pass
     validated = [(task, task.validation) for task in load.tasks if task.validation is not None]

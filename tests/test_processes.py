@@ -1,11 +1,14 @@
 """What is told of the processes and their devices, on machines that are not these."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from conftest import ROOT
 
 from multitask import processes
 from multitask.errors import UserError
@@ -40,6 +43,31 @@ def test_the_first_version_of_fsdp(monkeypatch):
     message = "fsdp_version: 1 is not supported; 2 is, as in accelerate_configs/fsdp.yaml"
     with pytest.raises(UserError, match=f"^{message}$"):
         start_accelerator()
+
+
+def test_on_a_cpu_memory_that_was_freed_is_used_again():
+    """Tensors of 64 MB, one after the other: the kernel hands their pages out once, by default every time."""
+    code = """
+import resource
+import torch
+from multitask.processes import start_accelerator
+
+def pages(first, last):
+    faults = []
+    for _ in range(last):
+        torch.ones(2**24)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return (faults[-1] - faults[first]) * resource.getpagesize() / 2**26
+
+given_back = pages(0, 3)
+start_accelerator()
+print(given_back, pages(3, 6))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    given_back, kept = map(float, done.stdout.split())
+    if given_back < 1:
+        pytest.skip("the C library of this machine keeps it anyway")
+    assert kept < 0.01, (given_back, kept)
 
 
 def test_a_step_has_an_example_for_each_process():
