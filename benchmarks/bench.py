@@ -16,6 +16,8 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,6 +37,8 @@ def main() -> None:
     os.chdir(ROOT)
     if arguments.only == ["gpu"] and not gpu.is_here():
         return
+    if "gpu" not in arguments.only:  # contenders are compared on the CPU, wherever they run
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     folder, page = arguments.output_dir, arguments.page
     results = Results(folder / "results.jsonl")
     if not arguments.report:
@@ -55,22 +59,27 @@ def main() -> None:
         _note_machine(setting)
         results.put("smoke", arguments.smoke)
         failures = [failure for name in arguments.only if (failure := _measure(name, setting, page))]
+    elif not results.get("machine"):
+        raise UserError(f"--report: there are no figures in {folder}")
     report.write(results, page)
     print(f"{page} is written from {folder / 'results.jsonl'}")
     if not arguments.report and failures:
         raise SystemExit("\n".join(f"error: {failure}" for failure in failures))
 
 
-def _measure(name: str, setting: Setting, page: Path) -> Failed | None:
-    """Asks one question and writes the page; what fails keeps nothing else from being measured."""
+def _measure(name: str, setting: Setting, page: Path) -> str:
+    """Asks one question and writes the page; what fails keeps nothing else from being measured, and is returned."""
+    setting.clear_scratch()  # of a benchmark that was killed
     try:
         QUESTIONS[name].measure(setting)
-    except Failed as failure:
-        return failure
+    except Exception as failure:
+        if not isinstance(failure, (Failed, UserError)):
+            traceback.print_exc()
+        return f"{name}: {type(failure).__name__ if not str(failure) else failure}"
     finally:
         setting.clear_scratch()
         report.write(setting.results, page)
-    return None
+    return ""
 
 
 def _read_arguments() -> argparse.Namespace:
@@ -83,12 +92,12 @@ def _read_arguments() -> argparse.Namespace:
         type=lambda text: text.split(","),
         help=f"some of {','.join(QUESTIONS)}; without it, all but gpu",
     )
-    parser.add_argument("--rounds", type=int, help="turns of every contender (default 5)")
-    parser.add_argument("--steps", type=int, help="steps of 32 examples in a round of speed (default 16)")
+    parser.add_argument("--rounds", type=_at_least(1), help="turns of every contender (default 5)")
+    parser.add_argument("--steps", type=_at_least(2), help="steps of 32 examples in a round of speed (default 16)")
     parser.add_argument(
         "--budget", type=float, default=24, help="hours after which quality begins no run (default 24)"
     )
-    parser.add_argument("--seeds", type=int, help="how many seeds, from 0 (default 3)")
+    parser.add_argument("--seeds", type=_at_least(1), help="how many seeds, from 0 (default 3)")
     parser.add_argument("--epochs", type=float, default=1.0, help="passes over the data in quality (default 1)")
     parser.add_argument("--config", type=Path, help="the mixture (default configs/glue_csqa.yaml)")
     parser.add_argument("--encoder", help="as model.encoder (default MiniLM)")
@@ -116,10 +125,21 @@ def _read_arguments() -> argparse.Namespace:
     for name in arguments.only:
         if name not in QUESTIONS:
             parser.error(f"--only: there is no '{name}' (it takes {', '.join(QUESTIONS)})")
+    if "gpu" in arguments.only and len(arguments.only) > 1:
+        parser.error("--only: gpu is measured by itself, the others on the CPU")
     for name in ("config", "output_dir", "page", "tasknet"):
         # Not resolved: a virtual environment's Python is a link, and is known by where it stands.
         setattr(arguments, name, Path(os.path.abspath(getattr(arguments, name))))
     return arguments
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
+        return int(text)
+
+    return number
 
 
 def _tiny_encoder(folder: Path) -> Path:
@@ -176,7 +196,7 @@ def _check_data(setting: Setting) -> None:
     try:
         setting.isolated(workload.prepare, setting.options())
     except UserError as mistake:
-        if os.environ.get("MULTITASK_DATA_ROOT") or setting.smoke:
+        if os.environ.get("MULTITASK_DATA_ROOT") or ".dataset: " not in str(mistake):
             raise
         raise UserError(
             f"{mistake}; without the hub, set MULTITASK_DATA_ROOT to a folder with nyu-mll/glue and tau/commonsense_qa"

@@ -16,9 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 
@@ -32,7 +30,7 @@ def train(options: list[str], num_steps: int | None = None, num_threads: int | N
 
     Returns:
         `marks`, the time in seconds (of `time.time`) at which each step's gradients were there; `first_step`, when the
-        model was called for the first time; `peak_bytes` of this process; the exit `status`.
+        model was called for the first time, if it was; `peak_bytes` of this process; the exit `status`.
     """
     import torch
 
@@ -59,7 +57,7 @@ def train(options: list[str], num_steps: int | None = None, num_threads: int | N
     status = run_multitask.train(command, start_accelerator(), stop_signal)
     return {
         "marks": marks[:num_steps],
-        "first_step": calls[0],
+        "first_step": calls[0] if calls else None,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         "status": status,
@@ -76,10 +74,18 @@ def train_anew(options: list[str], folder: Path, *args: Any) -> dict[str, Any]:
     return measured | {"logged": [json.loads(line) for line in lines]}
 
 
-def step_seconds(run: dict[str, Any], warmup_steps: int) -> float:
-    """The middle of the times between a step and the next, of a run that `train` has measured."""
-    marks = run["marks"][warmup_steps - 1 :]
-    return median(later - earlier for earlier, later in pairwise(marks))
+def counted_seconds(run: dict[str, Any], warmup_steps: int) -> float:
+    """Of a run that `train` has measured, the time from its warm-up's end to its last step."""
+    return run["marks"][-1] - run["marks"][warmup_steps - 1]
+
+
+def read(folder: Path, pattern: str) -> list[dict[str, Any]]:
+    """What clocked programs have measured, a run each; their files are deleted."""
+    files = sorted(folder.glob(pattern))
+    runs = [json.loads(file.read_text()) for file in files]
+    for file in files:
+        file.unlink()
+    return runs
 
 
 def main() -> None:

@@ -38,20 +38,24 @@ class OneTask(NamedTuple):
 
 
 def multitask(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Measured:
-    """This project: its real loop, with everything that it logs."""
+    """This project: its real loop, with everything that it logs. Returns the `peak_bytes` of its process as well."""
     run = clocked.train_anew(options, folder, warmup_steps + steps)
-    tokens = workload.load(options).tokens(warmup_steps, warmup_steps + steps)
-    return {"seconds": run["marks"][-1] - run["marks"][warmup_steps - 1], "tokens": tokens}
+    tokens = workload.tokens(options, warmup_steps, warmup_steps + steps)
+    return {
+        "seconds": clocked.counted_seconds(run, warmup_steps),
+        "tokens": tokens,
+        "peak_bytes": run["peak_bytes"],
+    }
 
 
 def limit(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Measured:
-    """What the model itself takes: dense batches of the same sizes and mean lengths, made before the clock starts.
+    """What the model itself takes: dense batches of the same sizes, mean lengths and words, made beforehand.
 
     No padding and no mask, no loading, no logging; forward, backward, clipping, update, and memory kept as (a) does.
     """
     keep_freed_memory()
     load = workload.load(options)
-    model, weights = load.build_model().train(), [task.weight for task in load.tasks]
+    model, tasks = load.build_model().train(), {task.name: task for task in load.tasks}
     optimizer = build_optimizer(model, 1e-5, 0.01)
     batches, tokens = [], []
     for step in range(warmup_steps + steps):
@@ -62,8 +66,8 @@ def limit(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Me
             started = time.perf_counter()
         logits = model({of_task.task: of_task.inputs for of_task in batch})
         sums = [
-            weight * example_losses(task.type, logits[task.name], {"labels": of_task.labels}).sum()
-            for weight, task, of_task in zip(weights, load.tasks, batch, strict=True)
+            tasks[name].weight * example_losses(tasks[name].type, logits[name], {"labels": labels}).sum()
+            for name, _, labels in batch
         ]
         (sum(sums) / load.config.training.batch_size).backward()
         nn.utils.clip_grad_norm_(model.parameters(), load.config.training.max_grad_norm)
@@ -76,11 +80,13 @@ def _dense(load: Workload, rows: dict[str, Rows]) -> list[OneTask]:
     """As many sequences of each task as these rows have, all of the rows' mean length."""
     batch = []
     for task in load.tasks:
-        of_task = rows[task.name]
+        if not len(of_task := rows[task.name]):
+            continue
         mean = round(task.train.tokens[of_task].sum() / (len(of_task) * task.train.sequences))
         like = collate(task.train, of_task, load.tokenizer.pad_token_id)
         shape = (*like["inputs"]["input_ids"].shape[:-1], mean)
-        ids = torch.randint(1000, len(load.tokenizer), shape)
+        words = like["inputs"]["input_ids"][like["inputs"]["attention_mask"].bool()]
+        ids = torch.from_numpy(np.resize(words, shape))
         inputs = {name: torch.zeros(shape, dtype=torch.int64) for name in like["inputs"] if name == "token_type_ids"}
         batch.append(OneTask(task.name, {"input_ids": ids} | inputs, like["labels"]))
     return batch

@@ -1,11 +1,10 @@
 """Two processes on two cores beside one process with two threads: what keeping them in step costs, who works more."""
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from multitask.batches import StepDataset
 
 from . import clocked, workload
+from .contenders import Measured
 from .figures import ratios, spread, table, verdict
 from .isolated import ROOT, Failed
 from .results import Results
@@ -26,8 +26,7 @@ def measure(setting: Setting) -> None:
     """Three ways to compute the same steps, in turns; and how many tokens each of two devices is given."""
     measured = {"one": _one_process, "two": _two_processes, "apart": _two_runs}
     for number, name in setting.turns(list(measured)):
-        run = measured[name]
-        setting.results.once(f"processes/{number}/{name}", lambda r=run: {"seconds": r(setting)})
+        setting.results.once(f"processes/{number}/{name}", partial(measured[name], setting, number))
     steps = 20 if setting.smoke else BALANCE_STEPS
     setting.results.once("balance", lambda: setting.isolated(device_tokens, setting.options(), steps))
 
@@ -36,30 +35,38 @@ def _num_steps(setting: Setting) -> int:
     return WARMUP_STEPS + setting.steps // 2
 
 
-def _one_process(setting: Setting) -> float:
-    run = setting.isolated(clocked.train_anew, setting.options(), setting.scratch / "one", _num_steps(setting), 2)
-    return clocked.step_seconds(run, WARMUP_STEPS)
+def _measured(setting: Setting, options: list[str], runs: Sequence[dict[str, Any]], times: int = 1) -> Measured:
+    """The mean time of some runs, and the real tokens in it where each computed on those of `options`."""
+    tokens = setting.isolated(workload.tokens, options, WARMUP_STEPS, _num_steps(setting))
+    seconds = [clocked.counted_seconds(run, WARMUP_STEPS) for run in runs]
+    return {"seconds": float(np.mean(seconds)), "tokens": times * tokens}
 
 
-def _two_processes(setting: Setting) -> float:
+def _one_process(setting: Setting, seed: int) -> Measured:
+    options = setting.options(training__seed=seed)
+    run = setting.isolated(clocked.train_anew, options, setting.scratch / "one", _num_steps(setting), 2)
+    return _measured(setting, options, [run])
+
+
+def _two_processes(setting: Setting, seed: int) -> Measured:
     """The same batch shared by two processes of one thread, which exchange gradients."""
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    runs = _clocked(setting, [(torchrun, setting.options(training__output_dir=setting.scratch / "two"))])
-    return max(clocked.step_seconds(run, WARMUP_STEPS) for run in runs)
+    options = setting.options(training__seed=seed, training__output_dir=setting.scratch / "two")
+    return _measured(setting, options, _clocked(setting, [(torchrun, options)]))
 
 
-def _two_runs(setting: Setting) -> float:
+def _two_runs(setting: Setting, seed: int) -> Measured:
     """Two runs of one thread and half the batch side by side, which know nothing of each other: the limit of two."""
     batch = workload.read_command(setting.options()).config.training.batch_size // 2
-    started = [
-        ([], setting.options(training__output_dir=setting.scratch / f"apart_{i}", training__batch_size=batch))
-        for i in range(2)
-    ]
-    return float(np.mean([clocked.step_seconds(run, WARMUP_STEPS) for run in _clocked(setting, started)]))
+    options = setting.options(training__seed=seed, training__batch_size=batch)
+    folders = [str(setting.scratch / f"apart_{i}") for i in range(2)]
+    runs = _clocked(setting, [([], [*options, "--training.output_dir", folder]) for folder in folders])
+    return _measured(setting, options, runs, times=len(runs))
 
 
 def _clocked(setting: Setting, commands: Sequence[tuple[list[str], list[str]]]) -> list[dict[str, Any]]:
     """What clocked programs, started together with one thread each, have measured in all of their processes."""
+    clocked.read(setting.folder, "clocked_*")  # what a run that was killed has left
     result, environment = setting.folder / "clocked", os.environ | {"OMP_NUM_THREADS": "1"}
     with setting.log.open("a") as log:
         started = []
@@ -74,10 +81,7 @@ def _clocked(setting: Setting, commands: Sequence[tuple[list[str], list[str]]]) 
                 process.terminate()
     if any(statuses):
         raise Failed(f"a run on two processes ended with status {max(statuses)} (see {setting.log})")
-    files = [Path(file) for file in sorted(setting.folder.glob("clocked_*"))]
-    runs = [json.loads(file.read_text()) for file in files]
-    for file in files:
-        file.unlink()
+    runs = clocked.read(setting.folder, "clocked_*")
     setting.clear_scratch()
     return runs
 
@@ -106,7 +110,7 @@ def section(results: Results) -> str:
         return ""
     text = ["## Two processes"]
     if rounds:
-        seconds = {name: [r["seconds"] for r in of] for name, of in rounds.items()}
+        seconds = {name: [r["seconds"] / r["tokens"] for r in of] for name, of in rounds.items()}
         against_one = spread(ratios(seconds["two"], seconds["one"]))
         overhead = [100 * (ratio - 1) for ratio in ratios(seconds["two"], seconds["apart"])]
         rows = [
@@ -114,9 +118,9 @@ def section(results: Results) -> str:
             ["two processes, two runs of half the batch that exchange nothing", spread(overhead, 1, " % more")],
         ]
         text += [
-            "On two cores, the same examples a step. The second row is what exchanging gradients and waiting for "
-            "each other costs.",
-            table(["time a step of …, beside that of …", "ratio"], rows),
+            "On two cores, as many examples a step. The second row is what exchanging gradients and waiting for each "
+            "other costs.",
+            table(["time a real token of …, beside that of …", "ratio"], rows),
         ]
     if balance:
         first, second = (np.array(balance[device], float) for device in ("0", "1"))

@@ -1,6 +1,5 @@
 """How a benchmark is run: on what, how often, and where its results go."""
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,9 +53,12 @@ class Setting:
         return self.folder / "scratch"
 
     def options(self, config: Path | None = None, **overrides: Any) -> list[str]:
-        """A command line of `run_multitask.py`; `training__seed=1` becomes `--training.seed 1`."""
-        keys = {"model.encoder": self.encoder, "training.resume_from_checkpoint": "never"}
-        keys |= {"tracking.report_to": "[]"}
+        """A command line of `run_multitask.py`; `training__seed=1` becomes `--training.seed 1`.
+
+        Nothing is evaluated or saved on the way unless it is asked for, so that nothing else is timed.
+        """
+        keys = {"model.encoder": self.encoder, "tracking.report_to": "[]", "training.resume_from_checkpoint": "never"}
+        keys |= {"training.eval_steps": "null", "training.save_steps": 10**6}
         keys |= {key.replace("__", "."): value for key, value in overrides.items()}
         words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
         return ["--config", str(config or self.config), *words]
@@ -89,7 +91,3 @@ class Setting:
             first = number % len(contenders)
             for contender in [*contenders[first:], *contenders[:first]]:
                 yield number, contender
-
-    def replace(self, **changes: Any) -> "Setting":
-        """The same with some things changed."""
-        return dataclasses.replace(self, **changes)

@@ -70,11 +70,12 @@ def train_with_copies(url: str, *args: Any) -> dict[str, Any]:
 
 
 def _checkpoints(setting: Setting) -> None:
-    between, folder = (2, 5)[not setting.smoke], setting.scratch / "checkpoints"
-    steps = 3 * between + 1
+    # Three that are counted, each with time for what goes on beside the training; a last one after the last step.
+    between, folder, saves = (2, 8)[not setting.smoke], setting.scratch / "checkpoints", 3
+    steps = (saves + 1) * between
     remote = "gs://benchmark/run"
     variants = {
-        "none": setting.options(training__save_steps=10**6),
+        "none": setting.options(),
         "saved": setting.options(training__save_steps=between),
         "copied": setting.options(training__save_steps=between, checkpoints__remote=remote),
     }
@@ -85,11 +86,17 @@ def _checkpoints(setting: Setting) -> None:
                 run = setting.isolated(train_with_copies, url, variants[variant], folder, steps)
         else:
             run = setting.isolated(clocked.train_anew, variants[variant], folder, steps)
-        measured = {"seconds": (run["marks"][-1] - run["marks"][0]) / (steps - 1)}
-        for key in ("checkpoint/seconds", "checkpoint/upload_seconds"):
-            if logged := [line[key] for line in run["logged"] if key in line]:
+        measured = {"seconds": clocked.counted_seconds(run, 1), "steps": steps - 1, "saves": saves}
+        for key, asked in (
+            ("checkpoint/seconds", variant != "none"),
+            ("checkpoint/upload_seconds", variant == "copied"),
+        ):
+            logged = [line[key] for line in run["logged"] if key in line][:saves]
+            if asked and len(logged) < saves:
+                raise Failed(f"of {saves} checkpoints, {len(logged)} logged {key}")
+            if asked:
                 measured[key] = median(logged)
-        return measured | {"saves_a_step": 1 / between, "step": clocked.step_seconds(run, 1)}
+        return measured
 
     for number, variant in setting.turns(list(variants)):
         setting.results.once(f"checkpoints/{number}/{variant}", lambda v=variant: run(v))
@@ -117,14 +124,16 @@ def evaluation_seconds(options: list[str], is_limit_first: bool = False) -> dict
         mean = round(split.tokens.sum() / (len(split) * split.sequences))
         at_once = max(1, most // (mean * split.sequences))
         for start in range(0, len(split), at_once):
-            shape = (min(at_once, len(split) - start), split.sequences, mean)[:: 1 if split.sequences > 1 else 2]
+            num_rows = min(at_once, len(split) - start)
+            shape = (num_rows, split.sequences, mean) if split.sequences > 1 else (num_rows, mean)
             ids = torch.randint(1000, len(load.tokenizer), shape)
             batches.append({task.name: {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)}})
     if "token_type_ids" not in load.tokenizer.model_input_names:
         batches = [{name: {"input_ids": of["input_ids"]} for name, of in batch.items()} for batch in batches]
-    model(batches[0])  # the first call allocates
     seconds = {}
     ways = {"seconds": evaluate, "limit_seconds": lambda: [model(batch) for batch in batches]}
+    for way in ways.values():  # once before they are timed: first calls allocate
+        way()
     for name in sorted(ways, reverse=not is_limit_first):
         started = time.perf_counter()
         ways[name]()
@@ -141,17 +150,22 @@ def about_upkeep(results: Results) -> str:
     text, step_seconds = [], None
     if rounds := results.rounds("checkpoints", ("none", "saved", "copied")):
         none = [r["seconds"] for r in rounds["none"]]
-        step_seconds = middle([r["step"] for r in rounds["none"]]) or 1.0
+        step_seconds = median(r["seconds"] / r["steps"] for r in rounds["none"])
         rows = []
         for variant, title in (("saved", "written to disk"), ("copied", "and copied to a bucket on this machine")):
             of = rounds[variant]
-            extra = [(r["seconds"] - n) / r["saves_a_step"] for r, n in zip(of, none, strict=True)]
+            extra = [(r["seconds"] - n) / r["saves"] for r, n in zip(of, none, strict=True)]
             shares = [100 * e / (e + SAVE_STEPS * step_seconds) for e in extra]
             stall = spread([r["checkpoint/seconds"] for r in of if "checkpoint/seconds" in r])
             reached = f"≤ 1 %: {verdict(middle(shares), 1, True, REASONS['copied'] if variant == 'copied' else '')}"
             rows.append([title, stall, spread(extra), spread(shares, 2, " %"), reached])
-        header = ["checkpoints", "stall, s", "lost in all, s", f"of the time, one in {SAVE_STEPS} steps", "goal"]
-        text += ["**Checkpoints**: each as logged, and what training loses with it.", table(header, rows)]
+        header = ["checkpoints", "stall, s", "each costs in all, s", f"of the time, one in {SAVE_STEPS} steps", "goal"]
+        uploads = spread([r["checkpoint/upload_seconds"] for r in rounds["copied"]], 1, " s")
+        text += [
+            "**Checkpoints**: how long the loop waits for one (as it logs), and how much longer the run takes for it. "
+            f"An upload takes {uploads}, beside the training.",
+            table(header, rows),
+        ]
     if evaluations := list(results.under("evaluation").values()):
         efficiency = [(e["tokens"] / e["seconds"]) / (e["limit_tokens"] / e["limit_seconds"]) for e in evaluations]
         text.append(

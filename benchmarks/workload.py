@@ -51,7 +51,8 @@ class Workload:
 
     def tokens(self, start: int, stop: int) -> int:
         """Real tokens in steps `start` to `stop` (from 0)."""
-        return sum(int(t.train.tokens[self.rows(start, stop)[t.name]].sum()) for t in self.tasks)
+        rows = self.rows(start, stop)
+        return sum(int(task.train.tokens[rows[task.name]].sum()) for task in self.tasks)
 
 
 def load(options: list[str]) -> Workload:
@@ -73,6 +74,11 @@ def load(options: list[str]) -> Workload:
     splits = {task.name: task.train for task in tasks}
     steps = StepDataset(mixture, splits, tokenizer.pad_token_id, training.max_tokens_per_pass)
     return Workload(config, encoder, tokenizer, tasks, mixture, steps)
+
+
+def tokens(options: list[str], start: int, stop: int) -> int:
+    """Real tokens in steps `start` to `stop` (from 0) of the run that these options describe."""
+    return load(options).tokens(start, stop)
 
 
 def prepare(options: list[str]) -> dict[str, int]:

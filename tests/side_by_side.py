@@ -31,12 +31,14 @@ def run(options: tuple[str, ...], count: int, **environment: str) -> subprocess.
             while any(process.is_alive() for process in started) and not any(process.exitcode for process in started):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
+            status = next((abs(process.exitcode) for process in started if process.exitcode), 0)  # who failed first
         finally:
             for process in started:
                 process.terminate()
-                process.join()
+            for process in started:
+                process.join(10)
+                process.kill()
         said = [(Path(folder) / name).read_text() for name in ("stdout", "stderr")]
-    status = max(abs(process.exitcode or 0) for process in started)
     return subprocess.CompletedProcess(options, status, *said)
 
 
