@@ -49,7 +49,9 @@ def write_tasks(setting: Setting, num_tasks: int) -> Path:
             "validation_split": None,
             "inputs": ["a", "b"],
         }
+    # The tasks' agreement is measured in ten steps of a run, and only with few tasks: not in those that are counted.
     training = {"output_dir": "runs/unused", "batch_size": 100 if setting.smoke else EXAMPLES_A_STEP}
+    training |= {"agreement_steps": 0}
     content = {"model": {"encoder": setting.encoder}, "tasks": tasks, "training": training}
     path.write_text(yaml.safe_dump(content | {"mixture": {"sampling": "uniform"}}, sort_keys=False))
     return path
