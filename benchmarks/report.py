@@ -32,7 +32,7 @@ def write(results: Results, page: Path) -> None:
     if results.get("smoke"):
         head.insert(1, "**A smoke run: it shows that the benchmarks work; the figures mean nothing.**")
     if _draw(results, picture):
-        head.append(f"![Speed beside the alternatives, and time a step by the number of tasks]({picture.name})")
+        head.append(f"![Speed beside the alternatives, and time a real token by the number of tasks]({picture.name})")
     sections = {m.__name__.split(".")[-1]: m.section(results) for m in (speed, growth, processes, quality, gpu)}
     if missing := [name for name, section in sections.items() if not section]:
         head.append(f"Not measured yet: {', '.join(missing)}.")
@@ -81,7 +81,7 @@ def _draw(results: Results, path: Path) -> bool:
             axis.errorbar(list(by_count), middles, [below, above], marker="o", capsize=3, label=label)
         axis.set_xscale("log")
         axis.set_ylim(bottom=0)
-        axis.set_title("time a step by the number of tasks, fewest = 1")
+        axis.set_title("time a real token by the number of tasks, fewest = 1")
         axis.legend()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

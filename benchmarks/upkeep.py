@@ -25,8 +25,8 @@ from .setting import Setting
 SAVE_STEPS = 500  # between two checkpoints, and two evaluations, as in the shipped configurations
 # Why a goal may be missed, for the page.
 REASONS = {
-    "copied": "the copying thread takes from the cores that training computes on",
-    "evaluation": "choices of a row are padded to its longest, and the metrics take time of their own",
+    "copied": "supposed: the server of the bucket and the copying thread take from the two cores that train",
+    "evaluation": "padding of choices and metrics are part of it; the rest has not been profiled",
 }
 
 
