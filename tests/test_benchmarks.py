@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 
+from benchmarks.bench import QUESTIONS, _measure, main
 from benchmarks.results import Results
+from multitask.errors import UserError
 
 
 def bench(*options: str, **environment: str) -> subprocess.CompletedProcess:
@@ -48,6 +51,41 @@ def test_without_a_gpu_it_skips_itself_with_a_line(tmp_path):
     done = bench("--smoke", "--only", "gpu", "--output_dir", str(tmp_path), "--page", str(tmp_path / "page.md"))
     assert done.returncode == 0 and "no GPU on this machine" in done.stdout, done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_keeps_nothing_else_from_being_measured(tmp_path, monkeypatch, capsys):
+    def fails(setting):
+        raise ValueError("no such thing")
+
+    monkeypatch.setitem(QUESTIONS, "speed", SimpleNamespace(measure=fails))
+    results, page = Results(tmp_path / "results.jsonl"), tmp_path / "page.md"
+    setting = SimpleNamespace(clear_scratch=lambda: None, results=results)
+    assert _measure("speed", setting, page) == "speed: no such thing"
+    assert "ValueError" in capsys.readouterr().err  # where it comes from is told
+    assert page.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rounds", "0"), "argument --rounds: 0 is less than 1"),
+        (("--steps", "1"), "argument --steps: 1 is less than 2"),
+        (("--seeds", "0"), "argument --seeds: 0 is less than 1"),
+        (("--only", "sped"), "--only: there is no 'sped' (it takes speed, growth, processes, quality, gpu)"),
+        (("--only", "speed,gpu"), "--only: gpu is measured by itself, the others on the CPU"),
+        (("--report",), "--report: there are no figures in "),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # `main` sets these and changes the folder
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(sys, "argv", ["bench", *options, "--output_dir", str(tmp_path / "b"), "--page", str(page)])
+    with pytest.raises((SystemExit, UserError)) as stopped:
+        main()
+    said = capsys.readouterr().err + str(stopped.value)
+    assert message in said and not page.exists()
 
 
 def test_figures_survive_a_kill(tmp_path):
