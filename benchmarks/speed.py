@@ -180,8 +180,9 @@ def section(results: Results) -> str:
         "length as they are there; the others get the same rows in an order of their own (tasknet those of the "
         "warm-up among them). All train the same encoder and heads with the same AdamW, fused, and the same gradient "
         "clipping; tasknet has a model of its own around the same encoder. Of what this project has before (b), (c) "
-        "and (d), about 5 % of a step is that it keeps freed memory for the next step, as the limit does here; others "
-        "could have that by setting `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1`.",
+        "and (d), about 5 % of a step (0.83 to 1.04 of its time in eight pairs) is that it keeps freed memory for the "
+        "next step, as the limit does here; others can have that with `MALLOC_MMAP_MAX_=0` and "
+        "`MALLOC_TRIM_THRESHOLD_=4000000000` in the environment.",
     ]
     if parts_of := list(results.under("parts").values()):
         names = [name for name in parts_of[0] if "padding" not in name]
