@@ -131,7 +131,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         """Each task's sum of losses over the examples of one pass of this process."""
         begin_pass(key_of(training.seed, step, accelerator.process_index, index))
         part = send_to_device(batch.passes[index], accelerator.device, non_blocking=True)
-        logits = model({name: of_task["inputs"] for name, of_task in part.items()})
+        most = None if static or agreement.is_due(step) else training.max_tokens_per_pass  # else tasks stay apart
+        logits = model({name: of_task["inputs"] for name, of_task in part.items()}, most)
         return {t.name: example_losses(t.type, logits[t.name], part[t.name]).sum() for t in tasks}
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
@@ -229,7 +230,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         # The loss is a sum over examples divided by the batch size, so how they are spread over passes and devices
         # makes no difference. Gradients are exchanged in the last pass, where they are averaged over the processes, or
         # after all of them where the tasks' agreement is measured.
-        task_losses = torch.zeros(len(tasks), device=accelerator.device)
+        task_losses, before = torch.zeros(len(tasks), device=accelerator.device), plain_model.computed_tokens
         for index, part in enumerate(batch.passes):
             is_last = index == len(batch.passes) - 1
             with nullcontext() if is_last and not agreement.is_due(step) else accelerator.no_sync(model):
@@ -242,8 +243,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             task_losses += torch.stack(list(sums.values())).detach()
         end_graph()
 
-        # What all processes must know travels together: the losses, and whether one has been sent a signal.
-        *losses, ends = accelerator.reduce(torch.cat([task_losses, task_losses.new_tensor([stop_signal()])])).tolist()
+        # What all processes must know travels together: losses, tokens, and whether one has been sent a signal.
+        numbers = task_losses.new_tensor([plain_model.computed_tokens - before, stop_signal()])
+        *losses, computed, ends = accelerator.reduce(torch.cat([task_losses, numbers])).tolist()
         of_task = dict(zip(sizes, losses, strict=True))
         check_losses(step, {task.name: task.weight * of_task[task.name] for task in tasks}, learning_rate(step - 1))
         if agreement.is_due(step):
@@ -259,7 +261,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         balancing.end()
 
         step_loss = sum(task.weight * of_task[task.name] for task in tasks) / training.batch_size
-        window.add(batch, step_loss, of_task, time.perf_counter() - started)
+        window.add(batch, step_loss, of_task, computed, time.perf_counter() - started)
         progress.update()
         if step % training.logging_steps == 0 or step == max_steps:
             values = window.values() | {

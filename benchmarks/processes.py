@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from multitask.batches import StepDataset
+from multitask.batches import StepDataset, num_rows
+from multitask.grouping import regroup
 
 from . import clocked, workload
 from .contenders import Measured
@@ -86,6 +87,13 @@ def _clocked(setting: Setting, commands: Sequence[tuple[list[str], list[str]]]) 
     return runs
 
 
+def computed_tokens(part: Mapping[str, Any], max_tokens: int) -> int:
+    """What the encoder computes in a pass, padding included."""
+    filled = {name: of_task["inputs"] for name, of_task in part.items() if num_rows(of_task)}
+    groups, _ = regroup(filled, 0, max_tokens)
+    return sum(of_group["input_ids"].numel() for of_group in groups)
+
+
 def device_tokens(options: list[str], steps: int) -> dict[str, list[int]]:
     """Of each step, the tokens that the first and the second of two devices compute on, padding included."""
     load = workload.load(options)
@@ -94,7 +102,7 @@ def device_tokens(options: list[str], steps: int) -> dict[str, list[int]]:
     for device in range(2):
         share = StepDataset(load.mixture, splits, load.tokenizer.pad_token_id, training.max_tokens_per_pass, 2, device)
         tokens[str(device)] = [
-            sum(of_task["inputs"]["input_ids"].numel() for part in share[step].passes for of_task in part.values())
+            sum(computed_tokens(part, training.max_tokens_per_pass) for part in share[step].passes)
             for step in range(steps)
         ]
     return tokens

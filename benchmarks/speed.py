@@ -117,28 +117,22 @@ def parts(options: list[str], steps: int) -> dict[str, float]:
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
         return value
 
-    tokens = {task.name: [0, 0] for task in load.tasks}  # real ones, and all that are computed on
+    real = 0
     for step in range(WARMUP_STEPS + steps):
         if step == WARMUP_STEPS:
             seconds.clear()
-            tokens = {task.name: [0, 0] for task in load.tasks}
+            real = model.computed_tokens = 0
         batch = timed("making the batch", lambda s=step: load.steps[s])
+        real += batch.tokens
         for part in batch.passes:
             inputs = {name: of_task["inputs"] for name, of_task in part.items()}
-            logits = timed("forward", lambda i=inputs: model(i))
+            logits = timed("forward", lambda i=inputs: model(i, config.max_tokens_per_pass))
             sums = [example_losses(t.type, logits[t.name], part[t.name]).sum() for t in load.tasks]
             timed("backward", (sum(sums) / config.batch_size).backward)
         timed("clipping", lambda: nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
         timed("update", optimizer.step)
         timed("zeroing", optimizer.zero_grad)
-        for part in batch.passes:
-            for name, of_task in part.items():
-                mask = of_task["inputs"]["attention_mask"]
-                tokens[name][0] += int(mask.sum())
-                tokens[name][1] += mask.numel()
-    tokens["all"] = [sum(of) for of in zip(*tokens.values(), strict=True)]
-    padding = {f"{name} padding": 1 - real / computed for name, (real, computed) in tokens.items()}
-    return {name: value / steps for name, value in seconds.items()} | padding
+    return {name: value / steps for name, value in seconds.items()} | {"padding": 1 - real / model.computed_tokens}
 
 
 # -- what is written about it -----------------------------------------------------------------------------------------
@@ -185,15 +179,12 @@ def section(results: Results) -> str:
         "`MALLOC_TRIM_THRESHOLD_=4000000000` in the environment.",
     ]
     if parts_of := list(results.under("parts").values()):
-        names = [name for name in parts_of[0] if "padding" not in name]
+        names = [name for name in parts_of[0] if name != "padding"]
         shares = {n: [100 * p[n] / sum(p[m] for m in names) for p in parts_of] for n in names}
-        padding = {n.removesuffix(" padding"): [100 * p[n] for p in parts_of] for n in parts_of[0] if n not in names}
         text += [
             "Where a step's time goes, in percent of it:",
             table(["part", "percent"], [[name, spread(shares[name])] for name in names]),
-            f"Of the tokens computed on, {spread(padding.pop('all'), 1, ' %')} are padding ("
-            + ", ".join(f"{task} {middle(of) or 0:.1f}" for task, of in padding.items())
-            + "): `transformers` pads the choices of a row to its longest.",
+            f"Of the tokens computed on, {spread([100 * p['padding'] for p in parts_of], 1, ' %')} are padding.",
         ]
     return "\n\n".join(text)
 
@@ -204,7 +195,7 @@ def _reason(results: Results, name: str, of_rounds: list[float]) -> str:
     reached = sum(ratio >= goal for ratio in of_rounds)
     text = f"{reached} of {len(of_rounds)} rounds reach it"
     if name == "limit" and parts_of:
-        padding = 100 * (middle([p["all padding"] for p in parts_of]) or 0.0)
+        padding = 100 * (middle([p["padding"] for p in parts_of]) or 0.0)
         text = f"{padding:.1f} % is padding, which the limit has not; {text}"
     return text
 

@@ -23,8 +23,9 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGA
 class Agreement:
     """Takes the place of a step's backward passes and keeps the tasks' gradients apart until the step ends.
 
-    As the encoder computes each task's sub-batch by itself, a backward pass for each task costs about what one for all
-    does. The update is that of any other step but for the order in which float32 numbers are added.
+    In such a step the encoder computes each task's sub-batch by itself, so that a backward pass for each task costs
+    about what one for all does. The update is that of any other step but for the order in which float32 numbers are
+    added, and for what dropout draws.
 
     On such a step the device holds, besides the gradients, a copy of those of the shared parameters for each task:
     4 bytes * shared parameters * (tasks + 1).

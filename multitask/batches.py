@@ -28,13 +28,11 @@ class Step(NamedTuple):
         passes: for each forward and backward, a batch of every task; without rows where the pass has none of them.
         examples: examples of each task in the step, over all devices.
         tokens: real tokens in the step, over all devices.
-        padded_tokens: tokens computed on, over all devices.
     """
 
     passes: list[dict[str, Batch]]
     examples: dict[str, int]
     tokens: int
-    padded_tokens: int
 
 
 class StepDataset(Dataset[Step]):
@@ -70,45 +68,36 @@ class StepDataset(Dataset[Step]):
     def __getitem__(self, step: int) -> Step:
         rows = self.mixture(step)
         shares = share_out(rows, self.splits, self.num_devices, step)
-        passes, padded = (self._static_passes if self.static_shapes else self._passes)(shares)
         return Step(
-            passes=passes,
+            passes=(self._static_passes if self.static_shapes else self._passes)(shares),
             examples={task: len(r) for task, r in rows.items()},
             tokens=sum(int(self.splits[task].tokens[r].sum()) for task, r in rows.items()),
-            padded_tokens=padded,
         )
 
-    def _passes(self, shares: Sequence[Mapping[str, Rows]]) -> tuple[list[dict[str, Batch]], int]:
-        """This device's passes, and the tokens that all devices compute on."""
+    def _passes(self, shares: Sequence[Mapping[str, Rows]]) -> list[dict[str, Batch]]:
         plans = [split_into_passes(share, self.splits, self.max_tokens_per_pass) for share in shares]
         num_passes = max(len(plan) for plan in plans)
         own = plans[self.device] + [{}] * (num_passes - len(plans[self.device]))
-        return (
-            [
-                {task: collate(split, part.get(task, ()), self.pad_token_id) for task, split in self.splits.items()}
-                for part in own
-            ],
-            sum(padded_tokens(self.splits[task], r) for plan in plans for part in plan for task, r in part.items()),
-        )
+        return [
+            {task: collate(split, part.get(task, ()), self.pad_token_id) for task, split in self.splits.items()}
+            for part in own
+        ]
 
-    def _static_passes(self, shares: Sequence[Mapping[str, Rows]]) -> tuple[list[dict[str, Batch]], int]:
+    def _static_passes(self, shares: Sequence[Mapping[str, Rows]]) -> list[dict[str, Batch]]:
         """The same in few shapes: a task has as many passes as the device with most of them needs, and at least one,
         so that all devices call the same modules in the same order."""
         nothing = {task: collate(split, (), self.pad_token_id) for task, split in self.splits.items()}
-        passes, padded = [], 0
+        passes = []
         for task, split in self.splits.items():
             most = -(-self.mixture.most_rows(task) // self.num_devices)
             plans = [split_statically(share[task], split, most, self.max_tokens_per_pass) for share in shares]
             for number in range(max(1, *(len(plan) for plan in plans))):
-                parts = [plan[number] if number < len(plan) else np.empty(0, np.int64) for plan in plans]
-                shapes = [
-                    static_shape(split, int(split.length[r].max(initial=0)), most, self.max_tokens_per_pass)
-                    for r in parts
-                ]
-                batch = collate(split, parts[self.device], self.pad_token_id, shapes[self.device])
-                passes.append({**nothing, task: batch})
-                padded += sum(rows * split.sequences * length for rows, length in shapes)
-        return passes, padded
+                own = plans[self.device][number : number + 1]
+                rows = own[0] if own else np.empty(0, np.int64)
+                longest = int(split.length[rows].max(initial=0))
+                shape = static_shape(split, longest, most, self.max_tokens_per_pass)
+                passes.append({**nothing, task: collate(split, rows, self.pad_token_id, shape)})
+        return passes
 
 
 def split_statically(rows: Rows, split: Split, most_rows: int, max_tokens: int) -> list[Rows]:

@@ -60,8 +60,7 @@ def compute_logits(
         longest = int(split.length[numbers].max(initial=0))
         shape = static_shape(split, longest, len(rows), max_tokens_per_pass) if static_shapes else None
         inputs = send_to_device(collate(split, numbers, pad_token_id, shape)["inputs"], device)
-        with model.encoder_once():
-            logits = model(dict.fromkeys(tasks, inputs))
+        logits = model(dict.fromkeys(tasks, inputs), None if static_shapes else max_tokens_per_pass)
         end_graph()
         for task, of_task in logits.items():
             if of_task.ndim == 3:  # an output for each token

@@ -1,8 +1,8 @@
 """One encoder that all tasks share, one head per task, made of the classes that `transformers` ships."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,25 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .calls import compute_together, modules_to_call, words_looked_up
 from .errors import UserError
+from .grouping import Inputs, regroup
+
+
+class Plan(NamedTuple):
+    """What the encoder is called with for tasks that use the same adapters.
+
+    Args:
+        adapters: their names.
+        batches: of each task, as it came.
+        groups: of sequences that the encoder computes together.
+        places: where each task's tokens are in the groups; none, if the groups are the batches.
+    """
+
+    adapters: list[str]
+    batches: dict[str, Inputs]
+    groups: list[Inputs]
+    places: dict[str, Tensor]
 
 
 class MultitaskModel(nn.Module):
@@ -29,6 +47,8 @@ class MultitaskModel(nn.Module):
         self.log_variances = nn.ModuleDict()  # one number for each task, where losses are balanced by uncertainty
         self.adapters: dict[str, list[str]] = {}  # names of the LoRA adapters that each task uses
         self.lora_layers: list[Any] = []  # the encoder's layers that hold them
+        self.is_groupable = True  # whether the encoder can compute apart from the heads; found out as it does
+        self.computed_tokens = 0  # by the encoder so far, padding included
 
     def add_task(self, name: str, model: PreTrainedModel) -> None:
         """Takes a task model in; its own encoder gives way to the shared one, which is the first task's."""
@@ -56,78 +76,66 @@ class MultitaskModel(nn.Module):
         (parameter,) = self.log_variances[task].parameters()
         return parameter
 
-    def forward(self, batches: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Inputs], max_tokens: int | None = None) -> dict[str, Tensor]:
         """Runs the encoder and a task's head on each task's batch.
 
         Args:
-            batches: keyword arguments of each task's model, `input_ids` among them; of no rows where a device has no
-                example of a task in this pass.
+            batches: keyword arguments of each task's model, `input_ids` and `attention_mask` among them; of no rows
+                where a device has no example of a task in this pass.
+            max_tokens: lets the encoder compute sequences of about one length together, whichever task they belong
+                to, with no more padded tokens than so many or than the batches have. None computes each batch by
+                itself, in its own shape.
 
         Returns:
             Logits of each task, shape (rows, outputs), or (rows, tokens, outputs) from heads that say something of
-            each token. Those of no rows still depend on the task's own parameters (on all, if no task has rows), so
-            that every process takes part in the same gradient exchange.
+            each token, where what they say of padding means nothing. Those of no rows still depend on the task's own
+            parameters (on all, if no task has rows), so that every process takes part in the same gradient exchange.
         """
-        ids = [inputs["input_ids"] for inputs in batches.values() if len(inputs["input_ids"])]
-        logits = {}
-        with self._words_looked_up(ids):
-            for task, inputs in batches.items():
-                if len(inputs["input_ids"]):
-                    self.use_adapters(self.adapters.get(task, []))
-                    logits[task] = logits_of(self.tasks[task](**inputs))
-                else:
-                    logits[task] = _no_rows(self.head_parameters(task) if ids else self.parameters())
-        return logits
-
-    @contextmanager
-    def _words_looked_up(self, ids: Sequence[Tensor]) -> Iterator[None]:
-        """Within, the encoder finds the embeddings of these tokens looked up already.
-
-        The gradient of a lookup is as large as the vocabulary: there is one in a pass, not one for each task, on which
-        a hundred tasks would spend a fifth of their time.
-        """
+        filled = {task: inputs for task, inputs in batches.items() if len(inputs["input_ids"])}
+        plans = self._plans(filled, max_tokens)
+        ids = [group["input_ids"] for plan in plans for group in plan.groups]
+        self.computed_tokens += sum(of_group.numel() for of_group in ids)
         first: Any = next(iter(self.tasks.values()))
-        words = first.get_input_embeddings()
-        if len(ids) < 2 or not (torch.is_grad_enabled() and words.weight.requires_grad):
-            yield
-            return
-        found = words(torch.cat([of_task.flatten() for of_task in ids])).split([of_task.numel() for of_task in ids])
-        parts = {(of_task.data_ptr(), of_task.numel()): part for of_task, part in zip(ids, found, strict=True)}
+        logits: dict[str, Tensor] = {}
+        with words_looked_up(first.get_input_embeddings(), ids):
+            for plan in plans:
+                self.use_adapters(plan.adapters)
+                logits |= self._logits(plan)
+        for task in batches.keys() - filled.keys():
+            logits[task] = _no_rows(self.head_parameters(task) if filled else self.parameters())
+        return {task: logits[task] for task in batches}
 
-        def look_up(tokens: Tensor) -> Tensor:
-            part = parts.get((tokens.data_ptr(), tokens.numel()))
-            if part is None:  # some encoders add padding of their own
-                return type(words).forward(words, tokens)
-            return part.view(*tokens.shape, -1)
+    def _plans(self, batches: Mapping[str, Inputs], max_tokens: int | None) -> list[Plan]:
+        by_adapters: dict[tuple[str, ...], dict[str, Inputs]] = {}
+        for task, inputs in batches.items():
+            by_adapters.setdefault(tuple(self.adapters.get(task, [])), {})[task] = inputs
+        first: Any = next(iter(self.tasks.values()))
+        all_tokens, plans = _num_tokens(batches), []
+        for adapters, own in by_adapters.items():
+            groups: list[Inputs] = list(own.values())
+            places: dict[str, Tensor] = {}
+            is_shared = len({id(inputs) for inputs in own.values()}) < len(own)
+            if self.is_groupable and (is_shared or max_tokens is not None):
+                share = max_tokens and max(_num_tokens(own), max_tokens * _num_tokens(own) // all_tokens)
+                groups, places = regroup(own, first.config.pad_token_id or 0, share)
+            plans.append(Plan(list(adapters), own, groups, places))
+        return plans
 
-        words.forward = look_up
-        try:
-            yield
-        finally:
-            del words.forward  # the one of its class is behind it
+    def _logits(self, plan: Plan) -> dict[str, Tensor]:
+        """Those of a plan's tasks, whose adapters are in use."""
+        models: dict[str, Any] = {task: self.tasks[task] for task in plan.batches}
+        outputs = None
+        if plan.places:
+            outputs = compute_together(models, modules_to_call(self.encoder), plan.batches, plan.groups, plan.places)
+            self.is_groupable &= outputs is not None
+        if outputs is None:
+            outputs = {task: model(**plan.batches[task]) for task, model in models.items()}
+        return {task: logits_of(output) for task, output in outputs.items()}
 
     def use_adapters(self, names: list[str]) -> None:
         """Lets the encoder compute with these adapters; which of them are trained stays as it is."""
         for layer in self.lora_layers:
             layer._active_adapter = names  # PEFT's own way, `set_adapter`, also freezes the others
-
-    @contextmanager
-    def encoder_once(self) -> Iterator[None]:
-        """Within, the encoder computes once, and every task's head reads that.
-
-        For tasks that are asked about the same sequences, without gradients, and use the same adapters. The shared
-        modules repeat their first answer; what is not shared, poolers and heads, computes as ever.
-        """
-        modules: list[Any] = []
-        for child in self.encoder.values():  # ModernBERT's layers are called one by one
-            modules += child if isinstance(child, nn.ModuleList) else [child]
-        for module in modules:
-            module.forward = _repeating(module.forward)
-        try:
-            yield
-        finally:
-            for module in modules:
-                del module.forward  # the one of its class is behind it
 
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
         """The parameters of one adapter; none, if there is no such adapter."""
@@ -141,15 +149,8 @@ class MultitaskModel(nn.Module):
         return own + ([self.log_variance(task)] if task in self.log_variances else [])
 
 
-def _repeating(forward: Callable[..., Any]) -> Callable[..., Any]:
-    answers: list[Any] = []
-
-    def first_answer(*args: Any, **kwargs: Any) -> Any:
-        if not answers:
-            answers.append(forward(*args, **kwargs))
-        return answers[0]
-
-    return first_answer
+def _num_tokens(batches: Mapping[str, Inputs]) -> int:
+    return sum(inputs["input_ids"].numel() for inputs in batches.values())
 
 
 def shared_children(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:

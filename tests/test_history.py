@@ -145,7 +145,8 @@ def test_killed_before_or_after_a_stop_is_never_killed(run, mixture_config, tmp_
 
 
 def test_a_stopped_task_stands_still_and_the_others_get_its_examples(run, tmp_path, capsys):
-    assert run("run", *STOPPED, "--training.save_steps", "1") == 0
+    # Without dropout: what it draws decides whether the accuracy changes after all.
+    assert run("run", *STOPPED, "--training.save_steps", "1", "--model.dropout", "0.0") == 0
     assert "step 4: stopped, as it does not improve any more: animal" in capsys.readouterr().out
     lines = [line for line in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]
     examples = [{name: line[f"train/{name}/examples"] for name in ("similar", "animal", "choice")} for line in lines]

@@ -6,8 +6,8 @@ from multitask.tracking import LogWindow, evaluation_values
 
 def test_a_window_averages_over_its_steps():
     window = LogWindow()
-    window.add(Step([], {"a": 3, "b": 1, "c": 0}, 80, 100), 2.0, {"a": 6.0, "b": 5.0, "c": 0.0}, 0.5)
-    window.add(Step([], {"a": 2, "b": 2, "c": 0}, 100, 100), 1.0, {"a": 4.0, "b": 1.0, "c": 0.0}, 0.25)
+    window.add(Step([], {"a": 3, "b": 1, "c": 0}, 80), 2.0, {"a": 6.0, "b": 5.0, "c": 0.0}, 100.0, 0.5)
+    window.add(Step([], {"a": 2, "b": 2, "c": 0}, 100), 1.0, {"a": 4.0, "b": 1.0, "c": 0.0}, 100.0, 0.25)
     assert window.values() == {
         "train/loss": pytest.approx(1.5),
         "train/a/loss": pytest.approx(2.0),  # 10 over 5 examples
