@@ -12,7 +12,7 @@ from multitask import agreement as agreement_module
 from multitask.adapters import add_adapters
 from multitask.agreement import Agreement, cosines, part_of
 from multitask.batches import collate
-from multitask.model import checkpoint_gradients
+from multitask.model import MultitaskModel, checkpoint_gradients
 from multitask.tasks import example_losses
 
 EXAMPLES = dict.fromkeys(TASKS, 6)
@@ -155,6 +155,20 @@ def test_many_tasks_are_measured_where_it_is_asked_for(make, capsys, monkeypatch
     assert not any(by_itself.is_due(step) for step in range(1, 61))
     said = "note: whether 3 tasks agree is not measured, as it would take 0.0 GiB on each device; "
     assert capsys.readouterr().out == said + "training.agreement_steps: N measures it every N steps\n"
+
+
+def test_tasks_are_computed_apart_in_the_steps_that_are_measured(stoppable, monkeypatch):
+    """Otherwise each task's backward pass would go through what all of them share."""
+    limits, forward = [], MultitaskModel.forward
+
+    def noting(model, batches, max_tokens=None):
+        limits.append(max_tokens)
+        return forward(model, batches, max_tokens)
+
+    monkeypatch.setattr(MultitaskModel, "forward", noting)
+    short = ["--training.max_steps", "4", "--training.max_tokens_per_pass", "10000"]
+    assert stoppable("run", *short, "--training.agreement_steps", "2") == 0
+    assert limits[:4] == [10000, None, 10000, None]  # then comes the evaluation
 
 
 def test_nothing_to_compare(make, capsys):

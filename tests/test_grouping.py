@@ -11,6 +11,7 @@ from conftest import ALL_TASKS, ENCODER_CONFIGS, batch_of
 
 from multitask import grouping
 from multitask.adapters import add_adapters
+from multitask.batches import collate
 from multitask.building import build_model
 from multitask.grouping import group_by_length, regroup
 from multitask.model import checkpoint_gradients
@@ -54,10 +55,11 @@ def test_padding_is_given_up_for_memory():
 
 
 def test_every_token_is_found_in_its_place(make):
-    _, tasks, tokenizer = make("bert", ALL_TASKS)
-    batches = {name: batch["inputs"] for name, batch in batch_of(tasks, tokenizer).items()}
+    _, tasks, _ = make("bert", ALL_TASKS)
+    batches = {task.name: collate(task.train, range(6), pad_token_id=25)["inputs"] for task in tasks}
     for max_tokens in (0, 500, 10**6, None):
-        groups, places = regroup(batches, tokenizer.pad_token_id, max_tokens)
+        groups, places = regroup(batches, 25, max_tokens)
+        assert all((of_group["input_ids"][of_group["attention_mask"] == 0] == 25).all() for of_group in groups)
         for name in ("input_ids", "token_type_ids", "attention_mask"):
             tokens = torch.cat([*(of_group[name].flatten() for of_group in groups), torch.tensor([0])])
             for task, inputs in batches.items():
