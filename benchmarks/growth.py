@@ -135,7 +135,8 @@ def _about_tasks(results: Results) -> str:
         peaks = {int(n): [r["peak_bytes"] / 2**20 for r in of] for n, of in results.rounds("adapters").items()}
         rows = [[n, spread(ratios(of, base)), f"{middle(peaks[n]):,.0f} MiB"] for n, of in by_count.items()]
         text += [
-            "**A LoRA of its own for each task** (rank 8, all linear layers), the same way.",
+            "**A LoRA of its own for each task** (rank 8, all linear layers), the same way. Tasks that use different "
+            "adapters are not computed together, so each is a call of the encoder and more.",
             table(["tasks", f"time, times that of {min(by_count)}", "peak memory"], rows),
         ]
     if memory := {name: run["peak_bytes"] / 2**20 for name, run in results.under("memory").items()}:
