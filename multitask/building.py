@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .calls import can_compute_together, modules_to_call
 from .errors import UserError, first_line
 from .mixture import key_of
 from .model import MultitaskModel, shared_children
@@ -93,6 +94,12 @@ def build_model(
             head = next(m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
             nn.init.constant_(head.bias, task.mean)
         multitask_model.add_task(task.name, model)
+    # Found out before anything is computed, so that every step of a run is computed in the same way.
+    of_types, modules = {task.type.name: task.name for task in tasks}, modules_to_call(multitask_model.encoder)
+    multitask_model.is_groupable = all(
+        can_compute_together(multitask_model.tasks[name], modules, kind == "multiple_choice")
+        for kind, name in of_types.items()
+    )
     return multitask_model
 
 

@@ -14,12 +14,46 @@ from transformers.utils import ModelOutput
 from .grouping import Inputs
 
 
-def modules_to_call(encoder: nn.ModuleDict) -> list[nn.Module]:
+def modules_to_call(encoder: nn.ModuleDict | Mapping[str, nn.Module]) -> list[nn.Module]:
     """The modules with parameters that an encoder calls one after the other."""
     modules: list[nn.Module] = []
     for child in encoder.values():  # ModernBERT's layers are called one by one
         modules += child if isinstance(child, nn.ModuleList) else [child]
     return [module for module in modules if next(module.parameters(), None) is not None]
+
+
+def can_compute_together(model: Any, modules: Sequence[nn.Module], is_multiple_choice: bool) -> bool:
+    """Whether `compute_together` does what a task's model does by itself; tried on five tokens, nothing is random.
+
+    Not if the encoder goes on computing behind its modules (XLNet's swaps dimensions), or if the head tells it what
+    it must know (Longformer's tell which tokens have global attention).
+
+    Args:
+        model: of a task, as its class in `transformers`.
+        modules: those of the encoder.
+        is_multiple_choice: whether the model takes rows of several sequences.
+    """
+    named = getattr(model.config, "sep_token_id", None)  # few configurations do, some of a word that is not there
+    separator = int(named) if named in range(model.config.vocab_size) else 0
+    ids = torch.full((1, 5), int(separator == 0), device=model.device)
+    ids[0, [1, 3, 4]] = separator  # where a question ends, and a text: some heads look for it
+    answers: dict[nn.Module, Any] = {}
+    told: set[str] = set()  # the encoder, by the head
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        told.update(name for name, value in kwargs.items() if isinstance(value, Tensor))
+
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), _noting(modules, answers):
+        last = model.base_model(**inputs)[0]
+        handle = model.base_model.register_forward_pre_hook(note, with_kwargs=True)
+        found = any(leaf is last for leaf in tree_leaves(list(answers.values())))
+        model(**{name: tensor[None] if is_multiple_choice else tensor for name, tensor in inputs.items()})
+        handle.remove()
+    model.train(was_training)
+    return found and told <= inputs.keys()
 
 
 def compute_together(
@@ -28,44 +62,23 @@ def compute_together(
     batches: Mapping[str, Inputs],
     groups: Sequence[Inputs],
     places: Mapping[str, Tensor],
-) -> dict[str, ModelOutput] | None:
+) -> dict[str, ModelOutput]:
     """What the tasks' models return for their batches, where the encoder computes groups of their sequences.
 
     Args:
-        models: of each task; all of them hold the modules.
-        modules: of their encoder, in no particular order.
+        models: of each task; all of them hold the modules, and `can_compute_together`.
+        modules: those of the encoder.
         batches: keyword arguments of each model.
         groups: keyword arguments of the encoder, shape (sequences, tokens).
         places: of each task's tokens in the groups, as `grouping.regroup` returns them.
-
-    Returns:
-        None if this family's models cannot do so: because the encoder goes on computing behind its modules, as
-        XLNet's does, which swaps dimensions; or because a head tells the encoder what it must know, as Longformer's
-        tells which tokens have global attention.
     """
     answers: dict[nn.Module, Any] = {}
-
-    def noting(module: nn.Module) -> Callable[..., Any]:
-        forward = module.forward
-
-        def compute(*args: Any, **kwargs: Any) -> Any:
-            answers[module] = forward(*args, **kwargs)
-            return answers[module]
-
-        return compute
-
-    with _computing(modules, noting):
+    with _noting(modules, answers):
         of_groups = [next(iter(models.values())).base_model(**inputs)[0] for inputs in groups]
-    last = of_groups[-1]
-    if not any(leaf is last for leaf in tree_leaves(list(answers.values()))):
-        return None
     states, outputs = _lay_out(of_groups, places), {}
     for task, model in models.items():
-        told: set[str] = set()  # the encoder, by the head
-        with _computing(list(answers), partial(_answering, answers, last, states[task])), _noting(model, told):
+        with _computing(list(answers), partial(_answering, answers, of_groups[-1], states[task])):
             outputs[task] = model(**batches[task])
-        if not told <= batches[task].keys():
-            return None
     return outputs
 
 
@@ -93,17 +106,20 @@ def _answering(
 
 
 @contextmanager
-def _noting(model: PreTrainedModel, told: set[str]) -> Iterator[None]:
-    """Within, notes the names of the tensors that a task's model gives to its encoder."""
+def _noting(modules: Sequence[nn.Module], answers: dict[nn.Module, Any]) -> Iterator[None]:
+    """Within, notes what each of the modules returns last."""
 
-    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        told.update(name for name, value in kwargs.items() if isinstance(value, Tensor))
+    def noting(module: nn.Module) -> Callable[..., Any]:
+        forward = module.forward
 
-    handle = model.base_model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
+        def compute(*args: Any, **kwargs: Any) -> Any:
+            answers[module] = forward(*args, **kwargs)
+            return answers[module]
+
+        return compute
+
+    with _computing(modules, noting):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

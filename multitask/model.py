@@ -47,7 +47,7 @@ class MultitaskModel(nn.Module):
         self.log_variances = nn.ModuleDict()  # one number for each task, where losses are balanced by uncertainty
         self.adapters: dict[str, list[str]] = {}  # names of the LoRA adapters that each task uses
         self.lora_layers: list[Any] = []  # the encoder's layers that hold them
-        self.is_groupable = True  # whether the encoder can compute apart from the heads; found out as it does
+        self.is_groupable = True  # whether the encoder can compute apart from the heads
         self.computed_tokens = 0  # by the encoder so far, padding included
 
     def add_task(self, name: str, model: PreTrainedModel) -> None:
@@ -124,11 +124,9 @@ class MultitaskModel(nn.Module):
     def _logits(self, plan: Plan) -> dict[str, Tensor]:
         """Those of a plan's tasks, whose adapters are in use."""
         models: dict[str, Any] = {task: self.tasks[task] for task in plan.batches}
-        outputs = None
         if plan.places:
             outputs = compute_together(models, modules_to_call(self.encoder), plan.batches, plan.groups, plan.places)
-            self.is_groupable &= outputs is not None
-        if outputs is None:
+        else:
             outputs = {task: model(**plan.batches[task]) for task, model in models.items()}
         return {task: logits_of(output) for task, output in outputs.items()}
 

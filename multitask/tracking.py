@@ -15,16 +15,16 @@ class LogWindow:
     task_losses: dict[str, float] = field(default_factory=dict)
     task_examples: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
-    computed_tokens: int = 0
+    padded_tokens: int = 0
     seconds: float = 0.0
 
     def add(
-        self, step: Step, loss: float, task_losses: dict[str, float], computed_tokens: float, seconds: float
+        self, step: Step, loss: float, task_losses: dict[str, float], padded_tokens: float, seconds: float
     ) -> None:
         """Adds a step: its weighted mean loss, each task's sum of example losses, and what it took.
 
         Args:
-            computed_tokens: by the encoder, over all devices, padding included.
+            padded_tokens: those that the encoder computed over all devices, padding included.
             seconds: of the step.
         """
         self.loss += loss
@@ -33,7 +33,7 @@ class LogWindow:
             self.task_losses[task] = self.task_losses.get(task, 0.0) + task_losses[task]
             self.task_examples[task] = self.task_examples.get(task, 0) + num_examples
         self.tokens += step.tokens
-        self.computed_tokens += int(computed_tokens)
+        self.padded_tokens += int(padded_tokens)
         self.seconds += seconds
 
     def values(self) -> dict[str, float]:
@@ -43,7 +43,7 @@ class LogWindow:
             if num_examples:
                 values[f"train/{task}/loss"] = self.task_losses[task] / num_examples
         values["train/tokens_per_second"] = self.tokens / self.seconds
-        values["train/padding_share"] = 1 - self.tokens / self.computed_tokens
+        values["train/padding_share"] = 1 - self.tokens / self.padded_tokens
         return values
 
 
