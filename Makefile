@@ -53,10 +53,11 @@ test-xla: .venv-xla/.installed ## Run the tests on XLA, on the CPU: 8 GB of pack
 	.venv-xla/bin/pip install --quiet --disable-pip-version-check --use-pep517 -r .venv-xla/requirements.txt
 	touch $@
 
-quality: .venv/.installed ## Check format, lint, types and the Dockerfile
+quality: .venv/.installed ## Check format, lint, types, the order of the rooms, and the Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
 style: .venv/.installed ## Format the code and mend what lint can mend

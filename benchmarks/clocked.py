@@ -35,8 +35,8 @@ def train(options: list[str], num_steps: int | None = None, num_threads: int | N
     import torch
 
     import run_multitask
-    from multitask.model import MultitaskModel
-    from multitask.processes import start_accelerator
+    from multitask.model.multitask import MultitaskModel
+    from multitask.training.distributed import start_accelerator
 
     if num_threads:
         torch.set_num_threads(num_threads)

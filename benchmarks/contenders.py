@@ -16,11 +16,11 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from multitask.batches import collate
-from multitask.mixture import Rows
-from multitask.optim import build_optimizer
-from multitask.processes import keep_freed_memory
-from multitask.tasks import example_losses
+from multitask.data.packing import collate
+from multitask.mixture.mixture import Rows
+from multitask.tasks.base import example_losses
+from multitask.training.distributed import keep_freed_memory
+from multitask.training.optimizer import build_optimizer
 
 from . import clocked, workload
 from .workload import Workload

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from multitask.encoding import text_at
-from multitask.sources import load_splits
+from multitask.data.columns import text_at
+from multitask.data.sources import load_splits
 
 from . import clocked, contenders, starting, upkeep, workload
 from .figures import middle, ratios, spread, table, verdict

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from multitask.batches import StepDataset, num_rows
-from multitask.grouping import regroup
+from multitask.data.loader import StepDataset
+from multitask.data.packing import num_rows
+from multitask.model.encoder import regroup
 
 from . import clocked, workload
 from .contenders import Measured

@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy import stats
 
-from multitask.evaluation import average
+from multitask.tasks.metrics import average
 
 from . import clocked, workload
 from .figures import mean_and_deviation, table, verdict

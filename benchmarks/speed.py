@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from multitask.fields import fields_of
-from multitask.optim import build_optimizer
-from multitask.processes import keep_freed_memory
-from multitask.sources import load_splits
-from multitask.tasks import example_losses
+from multitask.data.sources import load_splits
+from multitask.tasks.base import example_losses
+from multitask.tasks.fields import fields_of
+from multitask.training.distributed import keep_freed_memory
+from multitask.training.optimizer import build_optimizer
 
 from . import contenders, isolated, workload
 from .figures import middle, ratios, spread, table, verdict

@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 
-from multitask.manifest import checkpoints_in, write_manifest
-from multitask.mixture import Mixture
-from multitask.shares import sampling_shares
+from multitask.checkpoints.manifest import checkpoints_in, write_manifest
+from multitask.mixture.mixture import Mixture
+from multitask.mixture.sampling import sampling_shares
 
 from . import clocked, isolated
 from .figures import middle, ratios, spread, table, verdict

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from multitask.evaluation import evaluate_tasks, predict
-from multitask.processes import start_accelerator
+from multitask.evaluation.evaluate import evaluate_tasks, predict
+from multitask.training.distributed import start_accelerator
 
 from . import clocked, workload
 from .figures import middle, spread, table, verdict

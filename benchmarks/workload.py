@@ -8,15 +8,14 @@ import numpy as np
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from multitask.batches import StepDataset
-from multitask.building import build_model, load_tokenizer
-from multitask.command import read_command
-from multitask.config import Config
-from multitask.data import TaskData, load_tasks
-from multitask.hub import find_encoder
-from multitask.mixture import Mixture, Rows
-from multitask.model import MultitaskModel
-from multitask.shares import Sampling
+from multitask.cli.arguments import read_command
+from multitask.config.schema import Config
+from multitask.data.loader import StepDataset
+from multitask.mixture.mixture import Mixture, Rows
+from multitask.mixture.sampling import Sampling
+from multitask.model.multitask import MultitaskModel
+from multitask.model.pretrained import build_model, find_encoder, load_tokenizer
+from multitask.tasks.load import TaskData, load_tasks
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import wandb
 import wandb_workspaces.reports.v2 as panels
 import wandb_workspaces.workspaces as ws
 
-from multitask.command import read_command
-from multitask.config import Config
+from multitask.cli.arguments import read_command
+from multitask.config.schema import Config
 from multitask.errors import UserError, first_line, mistakes_in_one_line
-from multitask.tasks import TASK_TYPES
+from multitask.tasks.base import TASK_TYPES
 
 
 def build(config: Config, entity: str) -> ws.Workspace:

@@ -36,13 +36,13 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import run_multitask  # noqa: E402
-from multitask import gcs_objects  # noqa: E402
-from multitask.batches import collate  # noqa: E402
-from multitask.building import build_model, load_tokenizer  # noqa: E402
-from multitask.command import read_command  # noqa: E402
-from multitask.config import TaskConfig  # noqa: E402
-from multitask.data import load_task  # noqa: E402
-from multitask.manifest import write_manifest  # noqa: E402
+from multitask.checkpoints import gcs as gcs_objects  # noqa: E402
+from multitask.checkpoints.manifest import write_manifest  # noqa: E402
+from multitask.cli.arguments import read_command  # noqa: E402
+from multitask.config.schema import TaskConfig  # noqa: E402
+from multitask.data.packing import collate  # noqa: E402
+from multitask.model.pretrained import build_model, load_tokenizer  # noqa: E402
+from multitask.tasks.load import load_task  # noqa: E402
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -244,7 +244,7 @@ def batch_of(tasks, tokenizer, rows=range(6)):
 def no_pictures(request, monkeypatch):
     """Pictures of a run take longer than most runs here; those of a test marked `pictures` are made."""
     if "pictures" not in request.keywords:
-        monkeypatch.setattr("multitask.report.page", lambda *_: "")
+        monkeypatch.setattr("multitask.tracking.report.page", lambda *_: "")
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ from conftest import ALL_TASKS, ENCODER_CONFIGS, TASKS, batch_of
 from safetensors.torch import load_file, save_file
 from test_script import assert_same_curve, curve
 
-import multitask.model
+import multitask.model.multitask
 import run_multitask
-from multitask.adapters import SHARED, add_adapters
-from multitask.batches import collate
-from multitask.building import build_model
-from multitask.checkpoint import load_trained_weights, trained_weights
+from multitask.checkpoints.format import load_trained_weights, trained_weights
+from multitask.cli.console import parameters_table
+from multitask.data.packing import collate
 from multitask.errors import UserError
-from multitask.export import export_tasks
-from multitask.model import checkpoint_gradients, logits_of
-from multitask.summary import parameters_table
+from multitask.model.export import export_tasks
+from multitask.model.lora import SHARED, add_adapters
+from multitask.model.multitask import checkpoint_gradients, logits_of
+from multitask.model.pretrained import build_model
 
 # PEFT asks transformers under an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -536,7 +536,7 @@ def test_gradient_checkpointing_needs_its_context(train, tmp_path, monkeypatch):
     def nothing(*_):
         yield
 
-    monkeypatch.setattr(multitask.model, "contextmanager", lambda _: nothing)
+    monkeypatch.setattr(multitask.model.multitask, "contextmanager", lambda _: nothing)
     options = ["--training.gradient_checkpointing", "true", "--training.output_dir", str(tmp_path / "again")]
     broken = train(*LORA, *options)
     assert not np.allclose(curve(plain)[:, 1], curve(broken)[:, 1], rtol=1e-2)

@@ -8,12 +8,12 @@ import torch
 from accelerate import Accelerator
 from conftest import ENCODER_CONFIGS, TASKS, batch_of
 
-from multitask import agreement as agreement_module
-from multitask.adapters import add_adapters
-from multitask.agreement import Agreement, cosines, part_of
-from multitask.batches import collate
-from multitask.model import MultitaskModel, checkpoint_gradients
-from multitask.tasks import example_losses
+from multitask.data.packing import collate
+from multitask.model.lora import add_adapters
+from multitask.model.multitask import MultitaskModel, checkpoint_gradients
+from multitask.tasks.base import example_losses
+from multitask.training import gradient_similarity as agreement_module
+from multitask.training.gradient_similarity import Agreement, cosines, part_of
 
 EXAMPLES = dict.fromkeys(TASKS, 6)
 PAIRS = list(combinations(TASKS, 2))

@@ -3,15 +3,14 @@ import pytest
 import torch
 from conftest import ALL_TASKS, write_jsonl
 
-from multitask.answers import ENDS, MAX_ANSWER_TOKENS, STARTS, best_answers, encode_windows
-from multitask.batches import collate
-from multitask.building import load_tokenizer
-from multitask.data import load_task
-from multitask.encoding import Layout
+from multitask.config.schema import TaskConfig
+from multitask.data.columns import Layout
+from multitask.data.packing import collate
 from multitask.errors import UserError
-from multitask.hub import find_encoder
-from multitask.task_config import TaskConfig
-from multitask.tasks import TASK_TYPES
+from multitask.model.pretrained import find_encoder, load_tokenizer
+from multitask.tasks.answers import ENDS, MAX_ANSWER_TOKENS, STARTS, best_answers, encode_windows
+from multitask.tasks.base import TASK_TYPES
+from multitask.tasks.load import load_task
 
 LAYOUT = Layout("question_answering", ("question", "context"), "answers")
 LONG = "The river was calm. " * 12 + "Maria lives in Porto near the bridge. " + "The river was calm. " * 12

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from multitask.background import Background
-from multitask.checkpoint import take_snapshot
+from multitask.checkpoints.format import take_snapshot
+from multitask.checkpoints.manager import Background
 
 
 def test_one_piece_of_work_at_a_time():

@@ -13,12 +13,12 @@ from test_script import assert_same_curve, assert_same_weight, weights
 from torch.nn import functional as F
 
 import run_multitask
-from multitask.balancing import Famo, LossBalancing, Static, Uncertainty, build_balancing
-from multitask.checkpoint import checkpoints_in, read_state
-from multitask.command import read_command
-from multitask.model import MultitaskModel
-from multitask.modes import OTHER_MODES
-from multitask.optim import LOG_VARIANCE_RATE, build_optimizer
+from multitask.checkpoints.manifest import checkpoints_in, read_state
+from multitask.cli.arguments import read_command
+from multitask.cli.commands import OTHER_MODES
+from multitask.model.multitask import MultitaskModel
+from multitask.training.loss_weighting import Famo, LossBalancing, Static, Uncertainty, build_balancing
+from multitask.training.optimizer import LOG_VARIANCE_RATE, build_optimizer
 
 WEIGHTS = {"a": 1.0, "b": 1.0}
 TARGETS = {"a": torch.tensor([1.0, 3.0, -2.0]), "b": torch.tensor([20.0, 40.0])}

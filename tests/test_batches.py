@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from multitask.batches import StepDataset, collate, padded_tokens, share_out, split_into_passes
-from multitask.data import Split
-from multitask.loader import StepLoader
-from multitask.mixture import Mixture
+from multitask.data.loader import StepDataset, StepLoader
+from multitask.data.packing import collate, padded_tokens, share_out, split_into_passes
+from multitask.data.split import Split
+from multitask.mixture.mixture import Mixture
 
 
 def make_split(num_rows: int, sequences: int = 1, seed: int = 0) -> Split:

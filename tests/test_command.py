@@ -5,11 +5,11 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from multitask.command import read_command
-from multitask.config import AdapterConfig, Config, flatten, to_yaml
+from multitask.cli.arguments import read_command
+from multitask.config.schema import AdapterConfig, Config, MetricName, TaskConfig, to_yaml
 from multitask.errors import UserError
-from multitask.task_config import MetricName, TaskConfig
-from multitask.tasks import TASK_TYPES
+from multitask.tasks.base import TASK_TYPES
+from multitask.utils import flatten
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -208,7 +208,7 @@ FILES = {
     "models: {}": "FILE: models: unknown key; did you mean 'model'? (valid: adapters, checkpoints, data_root, mixture, model, model_root, num_proc, tasks, tracking, training)",
     "tasks: {}": "tasks: there are none; a mixture needs at least one task",
     "tasks: null": "FILE: tasks: missing",
-    "tasks: [a]": "FILE: tasks: found ['a'], expected dict[str, multitask.task_config.TaskConfig]",
+    "tasks: [a]": "FILE: tasks: found ['a'], expected dict[str, multitask.config.schema.TaskConfig]",
     "tasks: {a: {dataset: csv, inputs: [a]}}": "FILE: tasks.a.type: missing",
     "tasks: {a: {type: regresion, dataset: csv, inputs: [a]}}": "FILE: tasks.a.type: unknown value 'regresion'; did you mean 'regression'? (valid: classification, multi_label_classification, multiple_choice, question_answering, regression, token_classification)",
     "tasks: {a/b: {type: regression, dataset: x, inputs: [a]}}": "tasks.a/b: a task's name becomes a folder: text of letters, digits, '_' and '-'",

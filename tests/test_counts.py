@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from multitask.counts import Plan
-from multitask.shares import Sampling, sampling_shares
+from multitask.mixture.allocation import Plan
+from multitask.mixture.sampling import Sampling, sampling_shares
 
 # The rows of GLUE's training sets: https://huggingface.co/datasets/nyu-mll/glue
 GLUE = {"cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363846, "stsb": 5749, "mnli": 392702, "qnli": 104743}

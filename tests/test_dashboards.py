@@ -6,7 +6,7 @@ import wandb_workspaces.reports.v2 as panels
 from conftest import ALL_TASKS, read_jsonl
 
 from dashboards.workspace import build, main
-from multitask.command import read_command
+from multitask.cli.arguments import read_command
 from multitask.errors import UserError
 
 

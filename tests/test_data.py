@@ -6,11 +6,11 @@ import pandas
 import pytest
 from conftest import make_rows, write_jsonl
 
-from multitask.building import load_tokenizer
-from multitask.data import load_task
-from multitask.encoding import value_at
+from multitask.config.schema import TaskConfig
+from multitask.data.columns import value_at
 from multitask.errors import UserError
-from multitask.task_config import TaskConfig
+from multitask.model.pretrained import load_tokenizer
+from multitask.tasks.load import load_task
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import side_by_side
 from conftest import ROOT
 from test_resume import assert_same_run, numbers
 
-from multitask.gcs import list_checkpoints, verify_checkpoint
-from multitask.manifest import checkpoints_in, verify
+from multitask.checkpoints.manifest import checkpoints_in, verify
+from multitask.checkpoints.remote import list_checkpoints, verify_checkpoint
 
 pytestmark = pytest.mark.drill
 

@@ -20,9 +20,9 @@ from test_launch import free_port
 
 from cloud import entrypoint
 from cloud.entrypoint import Machines, launch_arguments, read_cluster_spec, read_secret
-from multitask.checkpoint import checkpoints_in
+from multitask.checkpoints.manifest import checkpoints_in
+from multitask.checkpoints.remote import list_checkpoints
 from multitask.errors import UserError
-from multitask.gcs import list_checkpoints
 
 
 @pytest.fixture

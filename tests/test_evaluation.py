@@ -6,13 +6,13 @@ import pytest
 from accelerate import Accelerator
 from conftest import TASKS
 
-from multitask import decoding
-from multitask.building import build_model, load_tokenizer
-from multitask.data import load_task
-from multitask.evaluation import average, evaluate_tasks, predict
-from multitask.metrics import load_metric
-from multitask.summary import results_table
-from multitask.task_config import TaskConfig
+from multitask.cli.console import results_table
+from multitask.config.schema import TaskConfig
+from multitask.evaluation.evaluate import evaluate_tasks, predict
+from multitask.model.pretrained import build_model, load_tokenizer
+from multitask.tasks import decoding
+from multitask.tasks.load import load_task
+from multitask.tasks.metrics import average, load_metric
 
 # Worked by hand: classes [0, 1, 1, 1, 0, 1] predicted as [0, 1, 0, 1, 1, 1]: 3 true and 1 false positives, 1 false
 # and 1 true negatives.

@@ -7,9 +7,9 @@ from conftest import make_checkpoint
 from fault_proxy import FETCHED, SENT
 from google.api_core.exceptions import GoogleAPIError
 
-from multitask import gcs_objects
-from multitask.errors import UserError
-from multitask.gcs import (
+from multitask.checkpoints import gcs as gcs_objects
+from multitask.checkpoints.manifest import describe, verify, write_manifest
+from multitask.checkpoints.remote import (
     check_access,
     delete_checkpoint,
     download_checkpoint,
@@ -18,8 +18,8 @@ from multitask.gcs import (
     upload_checkpoint,
     upload_folder,
 )
-from multitask.gcs_objects import split_url
-from multitask.manifest import describe, verify, write_manifest
+from multitask.errors import UserError
+from multitask.utils import split_url
 
 LARGE = 9 << 20  # the library sends a larger file than 8 MiB in chunks
 
@@ -214,7 +214,9 @@ def test_a_checkpoint_that_is_not_there(place, tmp_path):
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a\\..\\outside"])
 def test_names_that_leave_the_folder_are_refused(bucket, place, tmp_path, monkeypatch, name):
     folder = make_checkpoint(tmp_path, 500)
-    monkeypatch.setattr("multitask.manifest.describe", lambda folder: {name: {"size": 0, "crc32c": "AAAAAA=="}})
+    monkeypatch.setattr(
+        "multitask.checkpoints.manifest.describe", lambda folder: {name: {"size": 0, "crc32c": "AAAAAA=="}}
+    )
     write_manifest(folder, step=500)
     prefix = "runs/a/step-00000500/"
     bucket.blob(prefix + name).upload_from_string(b"")

@@ -9,13 +9,12 @@ import torch
 import transformers
 from conftest import ALL_TASKS, ENCODER_CONFIGS, batch_of
 
-from multitask import grouping
-from multitask.adapters import add_adapters
-from multitask.batches import collate
-from multitask.building import build_model
-from multitask.calls import can_compute_together, modules_to_call
-from multitask.grouping import group_by_length, regroup
-from multitask.model import checkpoint_gradients, shared_children
+from multitask.data.packing import collate
+from multitask.model import encoder as grouping
+from multitask.model.encoder import can_compute_together, group_by_length, modules_to_call, regroup
+from multitask.model.lora import add_adapters
+from multitask.model.multitask import checkpoint_gradients, shared_children
+from multitask.model.pretrained import build_model
 
 FAMILIES = sorted(ENCODER_CONFIGS)
 

@@ -15,12 +15,12 @@ from test_resume import assert_same_run, damage, numbers
 from test_script import assert_same_curve, weights
 
 import run_multitask
-from multitask.command import read_command
+from multitask.checkpoints.manifest import checkpoints_in, read_state, step_name
+from multitask.checkpoints.remote import delete_checkpoint, upload_checkpoint
+from multitask.cli.arguments import read_command
 from multitask.errors import UserError
-from multitask.evaluation import average
-from multitask.gcs import delete_checkpoint, upload_checkpoint
-from multitask.history import History, check_history, score
-from multitask.manifest import checkpoints_in, read_state, step_name
+from multitask.tasks.metrics import average
+from multitask.training.early_stopping import History, check_history, score
 
 RESULTS = {"a": {"accuracy": 0.5, "f1": 0.75}, "b": {"mse": 0.25}, "c": {"pearson": 0.5}}
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 from conftest import ROOT, make_checkpoint
 
-from multitask.gcs import upload_checkpoint
-from multitask.inspection import main
-from multitask.manifest import verify
+from multitask.checkpoints.manifest import verify
+from multitask.checkpoints.remote import upload_checkpoint
+from multitask.cli.checkpoints import main
 
 
 @pytest.fixture(params=["folder", "bucket"])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from multitask.manifest import crc32c_of, read_manifest, verify, write_manifest
+from multitask.checkpoints.manifest import crc32c_of, read_manifest, verify, write_manifest
 
 
 @pytest.fixture
@@ -51,7 +51,9 @@ def test_every_flip_truncation_and_removal_is_found(folder):
     ["../model", "/etc/passwd", "a/../../b", "a\\b", "..", ".", "", "a//b", "a/", "./a", "manifest.json", "a\0"],
 )
 def test_names_that_leave_the_folder_are_refused(folder, name, monkeypatch):
-    monkeypatch.setattr("multitask.manifest.describe", lambda folder: {name: {"size": 0, "crc32c": "AAAAAA=="}})
+    monkeypatch.setattr(
+        "multitask.checkpoints.manifest.describe", lambda folder: {name: {"size": 0, "crc32c": "AAAAAA=="}}
+    )
     write_manifest(folder, step=5)
     assert name in json.loads((folder / "manifest.json").read_text())["files"]
     with pytest.raises(ValueError, match="names the file"):

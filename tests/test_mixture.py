@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_counts import GLUE
 
-from multitask.counts import Plan
-from multitask.mixture import Mixture, permute
-from multitask.shares import Sampling, sampling_shares
+from multitask.mixture.allocation import Plan
+from multitask.mixture.mixture import Mixture, permute
+from multitask.mixture.sampling import Sampling, sampling_shares
 
 SIZES = {"stsb": 5749, "rte": 2490, "csqa": 9741}
 

@@ -8,12 +8,12 @@ import torch
 import transformers
 from conftest import ALL_TASKS, ENCODER_CONFIGS, batch_of
 
-from multitask.batches import collate
-from multitask.building import build_model, load_tokenizer
+from multitask.data.packing import collate
 from multitask.errors import UserError
-from multitask.export import export_tasks
-from multitask.model import logits_of
-from multitask.tasks import TASK_TYPES, example_losses
+from multitask.model.export import export_tasks
+from multitask.model.multitask import logits_of
+from multitask.model.pretrained import build_model, load_tokenizer
+from multitask.tasks.base import TASK_TYPES, example_losses
 
 FAMILIES = sorted(ENCODER_CONFIGS)
 

@@ -16,11 +16,11 @@ from pyarrow import parquet
 from safetensors import safe_open
 
 from multitask import Predictor
-from multitask.checkpoint import find_checkpoint, load_checkpoint
-from multitask.command import read_command
+from multitask.checkpoints.format import find_checkpoint, load_checkpoint
+from multitask.cli.arguments import read_command
+from multitask.cli.commands import evaluate, export, predict_rows
 from multitask.errors import UserError
-from multitask.model import logits_of
-from multitask.modes import evaluate, export, predict_rows
+from multitask.model.multitask import logits_of
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def predictions(path):
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_files_of_rows_are_answered_in_their_order(folder, tmp_path, kind, capsys, monkeypatch):
-    monkeypatch.setattr("multitask.predictor.CHUNK", 7)  # several chunks, the last one short
+    monkeypatch.setattr("multitask.inference.predictor.CHUNK", 7)  # several chunks, the last one short
     texts = [" ".join(["cat", "dog", "bird"][: 1 + i % 3] * (1 + i % 5)) for i in range(24)]
     rows = [{"text": text, "text_pair": f"the {text}"} for text in texts]
     source, target = tmp_path / f"rows.{kind}", tmp_path / f"answers.{kind}"
@@ -325,7 +325,7 @@ def test_bad_rows_are_left_out_counted_and_kept_elsewhere(folder, tmp_path, caps
     assert str(caught.value).endswith(ending)
     assert [line["row"] for line in read_jsonl(tmp_path / "answers.jsonl.partial")] == [0]  # nothing is lost
     write_jsonl(source, [{"a": "cat"}] * 9 + [{}])
-    monkeypatch.setattr("multitask.predictor.CHUNK", 4)
+    monkeypatch.setattr("multitask.inference.predictor.CHUNK", 4)
     with pytest.raises(UserError, match=r"row 9 lacks .* \(9 answers before it are in"):
         run_mode("predict", *options)
     assert not (tmp_path / "answers.jsonl.bad.jsonl").exists()  # that of the time before is no longer true

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from multitask.optim import build_optimizer, lr_schedule
+from multitask.training.optimizer import build_optimizer, lr_schedule
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])

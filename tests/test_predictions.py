@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import ALL_TASKS
 
-from multitask.evaluation import compute_logits
-from multitask.predictions import MOST_LABELS, NUM_MISTAKES, NUM_WATCHED, _confusion, describe
+from multitask.evaluation.error_analysis import MOST_LABELS, NUM_MISTAKES, NUM_WATCHED, _confusion, describe
+from multitask.evaluation.evaluate import compute_logits
 
 
 @pytest.fixture(params=["bert", "roberta"])

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from conftest import ROOT
 
-from multitask import processes
 from multitask.errors import UserError
-from multitask.processes import check_share, from_main_process, start_accelerator
+from multitask.training import distributed as processes
+from multitask.training.distributed import check_share, from_main_process, start_accelerator
 
 
 def test_what_the_main_process_finds_is_everyones():
@@ -56,7 +56,7 @@ def test_on_a_cpu_memory_that_was_freed_is_used_again():
     code = """
 import resource
 import torch
-from multitask.processes import start_accelerator
+from multitask.training.distributed import start_accelerator
 
 def pages(first, last):
     faults = []

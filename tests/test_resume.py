@@ -15,11 +15,11 @@ from conftest import ROOT, make_rows, read_jsonl, write_jsonl
 from safetensors.torch import load_file
 from test_script import assert_same_curve
 
+from multitask.checkpoints.manager import prune
+from multitask.checkpoints.manifest import checkpoints_in, read_state, step_name, verify
+from multitask.checkpoints.remote import list_checkpoints
 from multitask.errors import UserError
-from multitask.evaluation import average
-from multitask.gcs import list_checkpoints
-from multitask.manifest import checkpoints_in, read_state, step_name, verify
-from multitask.retention import prune
+from multitask.tasks.metrics import average
 
 TIMING = {"train/tokens_per_second", "checkpoint/seconds", "checkpoint/upload_seconds"}
 

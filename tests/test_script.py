@@ -13,12 +13,13 @@ import transformers
 from conftest import TASKS, make_rows, read_jsonl, write_jsonl
 
 import run_multitask
-from multitask.batches import collate
-from multitask.building import build_model, load_tokenizer
-from multitask.command import read_command
-from multitask.data import load_task
+from multitask.cli.arguments import read_command
+from multitask.data.packing import collate
 from multitask.errors import UserError
-from multitask.mixture import Mixture, key_of
+from multitask.mixture.mixture import Mixture
+from multitask.model.pretrained import build_model, load_tokenizer
+from multitask.tasks.load import load_task
+from multitask.utils import stable_seed
 
 
 def curve(folder: Path) -> np.ndarray:
@@ -241,7 +242,7 @@ def test_dropout_is_seeded_by_step_process_and_pass(train, tmp_path, monkeypatch
     build = run_multitask.build_model
     monkeypatch.setattr(run_multitask, "build_model", lambda *a: (build(*a), torch.manual_seed(torch.seed()))[0])
     seeds = []
-    monkeypatch.setattr(run_multitask, "key_of", lambda *parts: seeds.append(parts) or key_of(*parts))
+    monkeypatch.setattr(run_multitask, "stable_seed", lambda *parts: seeds.append(parts) or stable_seed(*parts))
     again = train(*options, "--training.output_dir", str(tmp_path / "again"))
     assert (curve(first) == curve(again)).all()
     assert len(set(seeds)) == len(seeds) > 6

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from multitask.errors import UserError
-from multitask.shares import Sampling, sampling_shares, unimax_shares
+from multitask.mixture.sampling import Sampling, sampling_shares, unimax_shares
 
 SIZES = {"a": 100, "b": 1000, "c": 9000}
 

@@ -13,11 +13,12 @@ from conftest import ALL_TASKS, ROOT, read_jsonl
 from test_batches import SPLITS, make_mixture
 
 import run_multitask
-from multitask.batches import StepDataset, collate
-from multitask.command import read_command
+from multitask.cli.arguments import read_command
+from multitask.data.loader import StepDataset
+from multitask.data.packing import collate, num_graphs, static_lengths
 from multitask.errors import UserError
-from multitask.evaluation import predict
-from multitask.static_shapes import num_graphs, static_lengths, uses_static_shapes
+from multitask.evaluation.evaluate import predict
+from multitask.training.xla import uses_static_shapes
 
 STATIC = ("--training.static_shapes", "true")
 

@@ -14,11 +14,11 @@ from conftest import read_jsonl
 from test_resume import TIMING, start, wait_for_step
 from wandb_server import WandbServer
 
-from multitask import trackers
-from multitask.checkpoint import checkpoints_in, read_state
-from multitask.command import read_command
+from multitask.checkpoints.manifest import checkpoints_in, read_state
+from multitask.cli.arguments import read_command
 from multitask.errors import UserError
-from multitask.trackers import Trackers, check_trackers, shareable
+from multitask.tracking import trackers
+from multitask.tracking.trackers import Trackers, check_trackers, shareable
 
 HISTORY = [
     (2, {"train/loss": 1.0, "train/rte/loss": None}),

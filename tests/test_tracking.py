@@ -1,7 +1,7 @@
 import pytest
 
-from multitask.batches import Step
-from multitask.tracking import LogWindow, evaluation_values
+from multitask.data.packing import Step
+from multitask.tracking.window import LogWindow, evaluation_values
 
 
 def test_a_window_averages_over_its_steps():

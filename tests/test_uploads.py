@@ -8,15 +8,15 @@ from threading import Event
 import pytest
 from conftest import ROOT, make_checkpoint
 
-from multitask.gcs import list_checkpoints
-from multitask.uploads import Uploader, finish_uploads
+from multitask.checkpoints.remote import list_checkpoints
+from multitask.checkpoints.uploads import Uploader, finish_uploads
 
 # The memory of a process that makes a checkpoint of some size copies of it; prints how much it grew, in MB.
 MEASURED = """
 import re, sys
 from pathlib import Path
-from multitask.gcs import download_checkpoint
-from multitask.uploads import Uploader
+from multitask.checkpoints.remote import download_checkpoint
+from multitask.checkpoints.uploads import Uploader
 
 folder, place = Path(sys.argv[1]), sys.argv[2]
 # Not ru_maxrss, which begins with the peak of the process that started this one.
@@ -146,7 +146,7 @@ def test_closing_without_a_checkpoint(uploader):
 def test_a_process_exits_while_an_upload_hangs(proxy, held, place, tmp_path):
     folder = make_checkpoint(tmp_path, 1)
     code = (
-        "from pathlib import Path; from multitask.uploads import Uploader; import sys\n"
+        "from pathlib import Path; from multitask.checkpoints.uploads import Uploader; import sys\n"
         "uploader = Uploader(sys.argv[2], set, print); uploader.submit(Path(sys.argv[1])); print(uploader.close(1.5))"
     )
     run = subprocess.run(

@@ -7,14 +7,14 @@ import transformers
 from conftest import ALL_TASKS, write_jsonl
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from multitask import decoding
-from multitask.building import load_tokenizer
-from multitask.data import load_task
-from multitask.encoding import Layout
+from multitask.config.schema import TaskConfig
+from multitask.data.columns import Layout
+from multitask.data.split import NO_LABEL
 from multitask.errors import UserError
-from multitask.hub import find_encoder
-from multitask.task_config import TaskConfig
-from multitask.words import NO_LABEL, encode_words, predicted_words
+from multitask.model.pretrained import find_encoder, load_tokenizer
+from multitask.tasks import decoding
+from multitask.tasks.load import load_task
+from multitask.tasks.words import encode_words, predicted_words
 
 WORDS = ["Giraffes", "in", "Johannesburg", ",", "naïve", "ones", "\u200b", "東京"]
 TAGS = ["B-ANIMAL", "O", "B-PLACE", "O", "O", "O", "O", "B-PLACE"]

@@ -9,8 +9,8 @@ import torch_xla.debug.metrics as met
 from test_static_shapes import numbers
 
 import run_multitask
-from multitask.command import read_command
-from multitask.processes import start_accelerator
+from multitask.cli.arguments import read_command
+from multitask.training.distributed import start_accelerator
 
 
 @pytest.mark.parametrize("options", [[], ["--adapters.rank", "2"]], ids=["whole", "lora"])

@@ -1,0 +1,1 @@
+"""The command line: arguments, the modes besides training, looking after checkpoints, what is printed."""

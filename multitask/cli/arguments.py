@@ -1,0 +1,151 @@
+"""The command line: one YAML file, and an override for every key.
+
+`jsonargparse` reads the file, applies `--section.key value` and writes `--help` from the docstrings of the dataclasses
+in `config/schema.py`.
+"""
+
+import argparse
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..checkpoints.format import find_checkpoint
+from ..config.load import config_parser, parse_config
+from ..config.schema import Config
+from ..errors import UserError, hint
+from ..tracking.trackers import check_trackers
+
+Mode = Literal["train", "evaluate", "predict", "export"]
+
+
+FLAGS_OF_MODES = {
+    "--dry_run": ("train",),
+    "--checkpoint": ("evaluate", "predict", "export"),
+    "--tasks": ("evaluate", "predict", "export"),
+    "--input": ("predict",),
+    "--output": ("evaluate", "predict", "export"),
+    "--skip_bad_rows": ("predict",),
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line asks for.
+
+    Args:
+        config: The resolved configuration.
+        line: The command as it was written.
+        mode: What to do.
+        dry_run: Print what would be trained and exit.
+        checkpoint: Folder of the checkpoint to evaluate, predict with or export.
+        tasks: Names of the tasks to evaluate, predict or export.
+        input: File of rows to predict.
+        output: File of the predictions or of the evaluation's numbers, or folder of the export.
+        skip_bad_rows: Leave out rows that cannot be predicted.
+    """
+
+    config: Config
+    line: str
+    mode: Mode = "train"
+    dry_run: bool = False
+    checkpoint: Path | None = None
+    tasks: tuple[str, ...] = ()
+    input: str | None = None
+    output: str | None = None
+    skip_bad_rows: bool = False
+
+
+def read_command(arguments: list[str], description: str | None = None) -> Command:
+    """Reads the YAML file and the overrides of a command line.
+
+    All modes but `train` begin with the configuration of a checkpoint's run, which other files and options override.
+
+    Args:
+        arguments: The words after the program's name.
+        description: The first paragraph of `--help`.
+
+    Returns:
+        The resolved, checked configuration with the flags.
+
+    Raises:
+        UserError: for a key, a value, a file or a flag that cannot be right.
+        SystemExit: after `--help` and `--print_config`.
+    """
+    flags, rest = _read_flags(arguments)
+    checkpoint = None
+    if flags.mode != "train" and not {"-h", "--help"} & set(rest):
+        has_config = any(word.partition("=")[0] == "--config" for word in rest)
+        if flags.checkpoint is None and not has_config:
+            raise UserError(f"--checkpoint is missing; --mode {flags.mode} needs one, as --checkpoint runs/quickstart")
+        checkpoint = find_checkpoint(flags.checkpoint or _read_config(rest, description).training.output_dir)
+        rest = ["--config", str(checkpoint / "config.yaml"), *rest]
+    config = _read_config(rest, description)
+    if flags.mode == "train":
+        check_trackers(config.tracking.report_to)
+    tasks = [name.strip() for name in (flags.tasks or "").split(",") if name.strip()]
+    if flags.tasks is not None and not tasks:
+        raise UserError(f"--tasks: names no task{hint('', config.tasks, 'tasks')}")
+    for name in tasks:
+        if name not in config.tasks:
+            raise UserError(f"--tasks: there is no task '{name}'{hint(name, config.tasks, 'tasks')}")
+    return Command(
+        config=config,
+        line=shlex.join(["run_multitask.py", *arguments]),
+        mode=flags.mode,
+        dry_run="--dry_run" in rest,
+        checkpoint=checkpoint,
+        tasks=tuple(tasks or config.tasks),
+        input=flags.input,
+        output=flags.output,
+        skip_bad_rows=flags.skip_bad_rows,
+    )
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mode", default="train", help=f"What to do: {', '.join(get_args(Mode))}.")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="A checkpoint, or a run of which to take the newest, to evaluate, predict with or export. With it, "
+        "--tasks NAME,NAME takes some of its tasks.",
+    )
+    parser.add_argument("--input", metavar="FILE", help="Rows to predict: .jsonl, .csv or .parquet.")
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="Where predictions (.jsonl, .csv or .parquet), the numbers of an evaluation (JSON), or the exported "
+        "folders go.",
+    )
+    parser.add_argument("--skip_bad_rows", action="store_true", help="Leave out rows that cannot be predicted.")
+
+
+def _read_flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags that are no part of the configuration, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    _add_flags(parser)
+    try:
+        mode = parser.parse_known_args(arguments)[0].mode
+        if mode not in get_args(Mode):
+            raise UserError(f"--mode: unknown value '{mode}'{hint(mode, get_args(Mode))}")
+        if mode != "train":  # there, it is a section of the configuration
+            parser.add_argument("--tasks")
+        flags, rest = parser.parse_known_args(arguments, argparse.Namespace(tasks=None))
+    except argparse.ArgumentError as error:
+        raise UserError(str(error).removeprefix("argument ")) from error
+    for flag, modes in FLAGS_OF_MODES.items():
+        given = flag in rest if flag == "--dry_run" else getattr(flags, flag[2:])
+        if given and mode not in modes:
+            raise UserError(f"{flag}: has no effect with --mode {mode}; it belongs to {', '.join(modes)}")
+    for flag in ("--input", "--output") if mode == "predict" else ():
+        if not getattr(flags, flag[2:]):
+            raise UserError(f"{flag} is missing; --mode predict reads rows from a file and writes to another")
+    return flags, rest
+
+
+def _read_config(arguments: list[str], description: str | None) -> Config:
+    parser = config_parser(description)
+    _add_flags(parser)
+    parser.add_argument("--dry_run", action="store_true", help="Print what would be trained and exit.")
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of a mistake in the input.")
+    return parse_config(parser, arguments)

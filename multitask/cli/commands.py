@@ -1,0 +1,82 @@
+"""What `--mode` does besides training: evaluate a checkpoint, predict with it, export it."""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..checkpoints.format import load_checkpoint
+from ..checkpoints.manifest import read_state
+from ..config.load import load_config
+from ..errors import UserError
+from ..evaluation.evaluate import evaluate_tasks, predict
+from ..inference.prediction_files import bad_rows_file, check_paths
+from ..inference.predictor import Predictor, predict_file
+from ..model.export import check_export_folder, export_run
+from ..tasks.load import load_tasks
+from ..tasks.metrics import average
+from ..tracking.run_directory import write_results
+from ..training.xla import uses_static_shapes
+from .arguments import Command
+from .console import results_table
+
+
+def evaluate(command: Command, accelerator: Accelerator) -> None:
+    """Measures a checkpoint on the validation rows; on those of its run it repeats the run's numbers."""
+    config = command.config
+    assert command.checkpoint
+    if command.output and (Path(command.output).is_dir() or not Path(command.output).parent.is_dir()):
+        raise UserError(f"--output: {command.output} is no file in a folder that exists (seen from {Path.cwd()})")
+    model, heads, tokenizer = load_checkpoint(command.checkpoint, config)
+    chosen = {name: config.tasks[name] for name in command.tasks}
+    tasks = load_tasks(chosen, tokenizer, config.model.max_length, config.data_root, config.num_proc, accelerator)
+    labels = {head.name: head.labels for head in heads}
+    for task in tasks:
+        if task.labels != labels[task.name]:
+            raise UserError(f"tasks.{task.name}.label: the data has {task.labels}, the checkpoint {labels[task.name]}")
+    static = uses_static_shapes(config.training.static_shapes, accelerator)
+    model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True)
+    results = evaluate_tasks(
+        tasks,
+        lambda task, split: predict(
+            model, task.name, split, accelerator, tokenizer.pad_token_id, config.training.max_tokens_per_pass, static
+        ),
+    )
+    accelerator.print(results_table(results, tasks))
+    if command.output and accelerator.is_main_process:
+        try:
+            write_results(Path(command.output), read_state(command.checkpoint)["step"], results, average(results))
+        except OSError as error:
+            raise UserError(f"--output: {command.output} cannot be written: {error.strerror}") from error
+
+
+def predict_rows(command: Command, accelerator: Accelerator) -> None:
+    """Answers the rows of a file."""
+    assert command.input and command.output
+    check_paths(command.input, command.output)
+    predictor = Predictor(str(command.checkpoint), accelerator.device, command.config)
+    answered, bad = predict_file(
+        predictor, command.tasks, command.input, command.output, accelerator, command.skip_bad_rows
+    )
+    left_out = f"; {bad:,} left out, see {bad_rows_file(command.output)}" if bad else ""
+    accelerator.print(f"{answered:,} rows predicted in {command.output}{left_out}")
+
+
+def export(command: Command, accelerator: Accelerator) -> None:
+    """Writes one ordinary model per task, as the end of training does."""
+    assert command.checkpoint
+    run = command.checkpoint.parent.parent if command.checkpoint.parent.name == "checkpoints" else None
+    if run is None and not command.output:
+        raise UserError(f"--output is missing; {command.checkpoint} is in no run's folder")
+    folder = Path(command.output or f"{run}/export")
+    check_export_folder(folder, command.tasks)
+    model, tasks, tokenizer = load_checkpoint(command.checkpoint, command.config)
+    if accelerator.is_main_process:
+        # What the card says is what the run did, whatever is overridden now.
+        trained = load_config(command.checkpoint / "config.yaml")
+        merge = command.config.adapters is None or command.config.adapters.merge
+        chosen = [task for task in tasks if task.name in command.tasks]
+        export_run(model, chosen, tokenizer, trained, read_state(command.checkpoint), folder, merge)
+        print(f"One model per task in {folder}: {', '.join(command.tasks)}")
+
+
+OTHER_MODES = {"evaluate": evaluate, "predict": predict_rows, "export": export}

@@ -1,0 +1,148 @@
+"""What is wrong with a configuration before anything is made of it: names that do not exist, values of another kind.
+
+`jsonargparse` refuses these too, but does not say which task's key it was, nor what the nearest valid name is.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ..errors import UserError, hint
+from .schema import Config
+
+FLAGS = ("--dry_run", "--debug", "--help", "-h", "--print_config")
+
+
+MODE_FLAGS = ("--mode", "--checkpoint", "--input", "--output", "--skip_bad_rows")
+
+
+SECTIONS = [f.name for f in dataclasses.fields(Config)]
+
+
+def check_file(name: str) -> dict[str, Any]:
+    """Reads a configuration file whose keys and values can be right.
+
+    Raises:
+        UserError: for the first that cannot, naming the file.
+    """
+    tree = _read(name)
+    _check(tree, Config, f"{name}: ")
+    return tree
+
+
+def check_words(arguments: list[str]) -> list[str]:
+    """Checks the configuration files and the options of a command line, in their order; returns the files' names.
+
+    Raises:
+        UserError: for the first key or value that cannot be right, naming the file or the option.
+    """
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    options = [(word, value) for word, value in pairwise([*words, ""]) if word.startswith("-")]
+    files = {value: _read(value) for option, value in options if option == "--config"}
+    for name in files:
+        check_file(name)
+    tasks = [task for tree in files.values() for task in tree.get("tasks") or {}]
+    for option, value in options:
+        section, *path = option.removeprefix("--").split(".")
+        if section in SECTIONS and path[-1:] == ["help"]:
+            continue
+        if section in SECTIONS:
+            if section == "tasks" and path and path[0] not in tasks:
+                raise UserError(f"--tasks.{path[0]}: there is no such task{hint(path[0], tasks, 'tasks')}")
+            branch: Any = value
+            with suppress(yaml.YAMLError):
+                branch = yaml.safe_load(value)
+            for part in reversed([section, *path]):
+                branch = {part: branch}
+            _check(branch, Config, "--")
+        elif option.startswith("--") and option not in ("--config", *FLAGS):
+            known = [f"--{name}" for name in SECTIONS] + ["--config", *FLAGS, *MODE_FLAGS]
+            raise UserError(f"{option}: unknown option{hint(f'--{section}', known, 'options')}")
+    return list(files)
+
+
+def check_complete(files: Sequence[str]) -> None:
+    """Names what the files lack, once the whole has been found to lack something.
+
+    Raises:
+        UserError: if there is no file, or for the first missing key of one.
+    """
+    if not files:
+        raise UserError("--config is missing; for example --config configs/quickstart.yaml")
+    for name in files:
+        _check(_read(name), Config, f"{name}: ", complete=True)
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if not path.is_file():
+        what = f"'{name}' is a folder" if name and path.is_dir() else f"there is no file '{name}'"
+        folder = path if name and path.is_dir() else path.parent
+        raise UserError(f"--config: {what}{hint(path.name, (p.name for p in folder.glob('*.y*ml')), f'in {folder}')}")
+    try:
+        tree = yaml.load(path.read_text(), UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}: not valid YAML: {error}") from error
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{name}: not a mapping of the sections {', '.join(SECTIONS)}")
+    return tree
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Reads YAML and refuses a key that stands twice, of which YAML otherwise keeps the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]
+        for twice in (key for i, key in enumerate(keys) if key in keys[:i]):
+            raise yaml.constructor.ConstructorError(None, None, f"key '{twice}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _check(value: Any, kind: Any, name: str, complete: bool = False) -> None:
+    """Goes down a tree along the dataclasses; with `complete`, also looks for keys that are needed and not there."""
+    prefix = name if not name or name.endswith((" ", "--")) else f"{name}."
+    if get_origin(kind) is UnionType and dataclasses.is_dataclass(get_args(kind)[0]):  # a section that may be null
+        if value is None:
+            return
+        kind = get_args(kind)[0]
+    if dataclasses.is_dataclass(kind):
+        kinds = get_type_hints(kind)
+        if not isinstance(value, dict):
+            raise UserError(f"{name}: found {value!r}, expected keys{hint(value, kinds, 'of these')}")
+        for key, child in value.items():
+            if key not in kinds:
+                raise UserError(f"{prefix}{key}: unknown key{hint(key, kinds)}")
+            _check(child, kinds[key], f"{prefix}{key}", complete)
+        for f in dataclasses.fields(kind) if complete else ():
+            if f.default is f.default_factory is dataclasses.MISSING and value.get(f.name) is None:
+                raise UserError(f"{prefix}{f.name}: missing")
+    elif get_origin(kind) is dict and dataclasses.is_dataclass(get_args(kind)[1]) and isinstance(value, dict):
+        for key, child in value.items():
+            _check(child, get_args(kind)[1], f"{prefix}{key}", complete)
+    else:
+        _check_value(value, kind, name)
+
+
+def _check_value(value: Any, kind: Any, name: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    try:
+        parser.parse_object({"value": value})
+    except ArgumentError as error:
+        names = get_args(get_args(kind)[0] if get_origin(kind) is list else kind)
+        for item in value if isinstance(value, list) else [value]:
+            if names and all(isinstance(option, str) for option in names) and item not in names:
+                raise UserError(f"{name}: unknown value '{item}'{hint(item, names)}") from error
+        expected = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+        expected = expected.replace("NoneType", "null").replace("None", "null")
+        raise UserError(f"{name}: found {value!r}, expected {expected}") from error

@@ -1,0 +1,145 @@
+"""What cannot be right in a configuration, whatever the data."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from ..errors import UserError, hint
+from ..utils import flatten, split_url
+from .schema import FILE_FORMATS, Config, MixtureConfig, TaskConfig
+
+
+def check_config(config: Config) -> None:
+    """Refuses settings that contradict each other or lie outside their range.
+
+    Raises:
+        UserError: naming the key, what it holds and what would be right.
+    """
+    tasks, training = config.tasks, config.training
+    if not tasks:
+        raise UserError("tasks: there are none; a mixture needs at least one task")
+    for name, task in tasks.items():
+        _check_task(f"tasks.{name}", name, task)
+
+    positive = [f"training.{key}" for key in ("batch_size", "max_tokens_per_pass", "learning_rate", "logging_steps")]
+    positive += [
+        f"training.{key}" for key in ("num_train_epochs", "max_steps", "eval_steps", "save_steps", "save_total_limit")
+    ]
+    positive += ["model.max_length", "num_proc"]
+    positive += [f"mixture.{key}" for key in ("temperature", "final_temperature", "cap", "max_epochs")]
+    positive += ["adapters.rank", "adapters.alpha"] if config.adapters else []
+    of_task = ("weight", "max_train_examples", "max_eval_examples", "learning_rate", "patience")
+    positive += [f"tasks.{t}.{key}" for t in tasks for key in of_task]
+    not_negative = [
+        f"training.{key}"
+        for key in ("seed", "weight_decay", "max_grad_norm", "agreement_steps", "dataloader_num_workers")
+    ]
+    values = flatten(dataclasses.asdict(config))
+    for key in positive + not_negative:
+        value = values[key]
+        if value is not None and not (0 < value < float("inf") or (value == 0 and key in not_negative)):
+            raise UserError(f"{key}: {value} is not a {'positive number' if key in positive else 'number from 0 up'}")
+    for key in ("training.warmup_ratio", "model.dropout", *(["adapters.dropout"] if config.adapters else [])):
+        value = values[key]
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"{key}: {value} is not in the range 0 <= {key.split('.')[1]} < 1")
+
+    if training.batch_size < len(tasks):
+        raise UserError(
+            f"training.batch_size: {training.batch_size} examples a step cannot hold one of each of {len(tasks)} tasks"
+        )
+    _check_mixture(config.mixture, tasks)
+    _check_evaluations(config)
+    if config.adapters and not config.adapters.target_modules:
+        raise UserError("adapters.target_modules: empty; all-linear, or a list of modules such as [query, value]")
+    for name in (name for name, task in tasks.items() if task.adapter is not None):
+        if config.adapters is None:
+            raise UserError(f"tasks.{name}.adapter: has no effect without adapters; set adapters.rank to its rank")
+        if config.adapters.scope == "shared":
+            raise UserError(
+                f"tasks.{name}.adapter: has no effect with adapters.scope: shared; it belongs to per_task or both"
+            )
+    if config.checkpoints.remote is not None:
+        try:
+            split_url(config.checkpoints.remote)
+        except UserError as error:
+            raise UserError(f"checkpoints.remote: {error}") from error
+    if not training.output_dir:
+        raise UserError("training.output_dir: empty; a run needs a folder of its own")
+    if Path(training.output_dir).is_file():
+        raise UserError(f"training.output_dir: {training.output_dir} is a file; a run needs a folder of its own")
+
+
+def _check_mixture(mixture: MixtureConfig, tasks: Mapping[str, TaskConfig]) -> None:
+    sampling = mixture.sampling
+    if sampling == "weights":
+        weights = mixture.weights or {}
+        for name in sorted(weights.keys() - tasks.keys()):
+            raise UserError(f"mixture.weights: '{name}' is not a task{hint(name, tasks, 'tasks')}")
+        for name in sorted(tasks.keys() - weights.keys()):
+            raise UserError(f"mixture.weights: '{name}' has none; sampling: weights needs a number for each task")
+        if any(not 0 <= weight < float("inf") for weight in weights.values()) or not any(weights.values()):
+            raise UserError(f"mixture.weights: {weights} must be numbers from 0 up, at least one of them above 0")
+        for name, key in ((name, key) for name in tasks for key in ("patience", "learning_rate")):
+            if not weights[name] and getattr(tasks[name], key) is not None:
+                raise UserError(f"tasks.{name}.{key}: has no effect, as mixture.weights gives {name} nothing to learn")
+    elif mixture.weights:
+        raise UserError(f"mixture.weights: has no effect with sampling: {sampling}; use sampling: weights")
+    if mixture.final_temperature is not None and mixture.temperature is None:
+        raise UserError(
+            "mixture.final_temperature: there is no mixture.temperature to begin with; it needs sampling: temperature "
+            "and both"
+        )
+    for key, of_sampling in (("temperature", "temperature"), ("max_epochs", "unimax")):
+        if (sampling == of_sampling) != (getattr(mixture, key) is not None):
+            found = "has no effect with" if getattr(mixture, key) else "missing; it is needed with"
+            raise UserError(f"mixture.{key}: {found} sampling: {sampling}")
+    if mixture.final_temperature is not None and mixture.final_temperature == mixture.temperature:
+        raise UserError(f"mixture.final_temperature: {mixture.temperature:g} is mixture.temperature; leave it out")
+    if mixture.cap is not None and sampling not in ("proportional", "temperature"):
+        raise UserError(
+            f"mixture.cap: has no effect with sampling: {sampling}; it belongs to proportional and temperature"
+        )
+
+
+def _check_evaluations(config: Config) -> None:
+    """That what evaluations are to decide can be decided; what is measured is known with the data."""
+    training = config.training
+    for name, task in config.tasks.items():
+        if task.patience is not None and not training.eval_steps:
+            raise UserError(f"tasks.{name}.patience: needs evaluations to count; set training.eval_steps")
+    if training.load_best_model_at_end and not training.eval_steps:
+        raise UserError("training.load_best_model_at_end: the only evaluation is at the end; set training.eval_steps")
+
+
+def _check_task(key: str, name: str, task: TaskConfig) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UserError(f"{key}: a task's name becomes a folder: text of letters, digits, '_' and '-'")
+    if name == "row":
+        raise UserError(f"{key}: predictions have the row's number under this name; choose another")
+    if hasattr(nn.ModuleDict(), name):
+        raise UserError(f"{key}: the name '{name}' is taken by PyTorch's modules; choose another")
+    few, most, what = {
+        "token_classification": (1, 1, "the column with the words is needed"),
+        "question_answering": (2, 2, "those of the question and of its context are needed"),
+    }.get(task.type, (1, 2, "one or two are possible"))
+    if not few <= len(task.inputs) <= most:
+        raise UserError(f"{key}.inputs: {len(task.inputs)} columns given, {what}")
+    if task.type == "multiple_choice" and not task.choices:
+        raise UserError(f"{key}.choices: missing; type multiple_choice needs the column(s) that hold the choices")
+    for option in ("choices", "choice_labels"):
+        if task.type != "multiple_choice" and getattr(task, option):
+            raise UserError(f"{key}.{option}: has no effect with type {task.type}; it belongs to multiple_choice")
+    if isinstance(task.choices, list) and len(task.choices) < 2:
+        raise UserError(f"{key}.choices: {task.choices} is one column; give its name alone if it holds the list")
+    if not task.dataset:
+        raise UserError(f"{key}.dataset: empty; a hub id, a folder, or one of {', '.join(FILE_FORMATS)}")
+    if task.dataset in FILE_FORMATS and task.subset:
+        raise UserError(f"{key}.subset: has no effect with dataset: {task.dataset}")
+    for split in (task.data_files or {}).keys() - {task.train_split, task.validation_split, "test"}:
+        raise UserError(f"{key}.data_files.{split}: not used; name it 'validation', or set validation_split: {split}")
+    if task.dataset in FILE_FORMATS and not task.data_files:
+        raise UserError(f"{key}.data_files: missing; dataset: {task.dataset} needs {{train: FILE, validation: FILE}}")

@@ -1,0 +1,1 @@
+"""From files and hub datasets to the tensors of a step."""

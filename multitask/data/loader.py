@@ -1,0 +1,121 @@
+"""The steps of a run, one after the other, in the loop or prepared by worker processes."""
+
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from ..mixture.mixture import Mixture, Rows
+from .packing import Batch, Step, collate, share_out, split_into_passes, split_statically, static_shape
+from .split import Split
+
+
+class StepDataset(Dataset[Step]):
+    """The steps of a run as one device sees them; item s is step s, computed from s alone.
+
+    Each task's rows, ordered by length, are dealt out to the R devices in turns (`share_out`). What does not fit into
+    one pass is split into several, the same number on every device.
+
+    Args:
+        mixture: gives each step's rows.
+        splits: training rows of each task.
+        pad_token_id: fills `input_ids`.
+        max_tokens_per_pass: limit of padded tokens in a pass.
+        num_devices: R.
+        device: r.
+        static_shapes: whether passes hold one task each and have the few shapes of `static_shapes.py`.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        splits: Mapping[str, Split],
+        pad_token_id: int,
+        max_tokens_per_pass: int,
+        num_devices: int = 1,
+        device: int = 0,
+        static_shapes: bool = False,
+    ):
+        self.mixture, self.splits, self.pad_token_id = mixture, splits, pad_token_id
+        self.max_tokens_per_pass, self.num_devices, self.device = max_tokens_per_pass, num_devices, device
+        self.static_shapes = static_shapes
+
+    def __getitem__(self, step: int) -> Step:
+        rows = self.mixture(step)
+        shares = share_out(rows, self.splits, self.num_devices, step)
+        return Step(
+            passes=(self._static_passes if self.static_shapes else self._passes)(shares),
+            examples={task: len(r) for task, r in rows.items()},
+            tokens=sum(int(self.splits[task].tokens[r].sum()) for task, r in rows.items()),
+        )
+
+    def _passes(self, shares: Sequence[Mapping[str, Rows]]) -> list[dict[str, Batch]]:
+        plans = [split_into_passes(share, self.splits, self.max_tokens_per_pass) for share in shares]
+        num_passes = max(len(plan) for plan in plans)
+        own = plans[self.device] + [{}] * (num_passes - len(plans[self.device]))
+        return [
+            {task: collate(split, part.get(task, ()), self.pad_token_id) for task, split in self.splits.items()}
+            for part in own
+        ]
+
+    def _static_passes(self, shares: Sequence[Mapping[str, Rows]]) -> list[dict[str, Batch]]:
+        """The same in few shapes: a task has as many passes as the device with most of them needs, and at least one,
+        so that all devices call the same modules in the same order."""
+        nothing = {task: collate(split, (), self.pad_token_id) for task, split in self.splits.items()}
+        passes = []
+        for task, split in self.splits.items():
+            most = -(-self.mixture.most_rows(task) // self.num_devices)
+            plans = [split_statically(share[task], split, most, self.max_tokens_per_pass) for share in shares]
+            for number in range(max(1, *(len(plan) for plan in plans))):
+                own = plans[self.device][number : number + 1]
+                rows = own[0] if own else np.empty(0, np.int64)
+                longest = int(split.length[rows].max(initial=0))
+                shape = static_shape(split, longest, most, self.max_tokens_per_pass)
+                passes.append({**nothing, task: collate(split, rows, self.pad_token_id, shape)})
+        return passes
+
+
+class StepLoader:
+    """The steps of a run with their numbers.
+
+    What has been prepared when `use` gives it another mixture is thrown away and made anew.
+
+    Args:
+        dataset: gives a step as this device sees it.
+        first: how many steps are done already.
+        last: the number of the last step.
+        num_workers: processes that prepare them; 0 prepares them in the loop. None takes one where an accelerator
+            computes, and none on the CPU: there, making a batch takes a five-hundredth of the time that the model
+            takes for it, and the process would take more from the model's cores.
+        device: where the model computes.
+    """
+
+    def __init__(self, dataset: StepDataset, first: int, last: int, num_workers: int | None = 0, device: str = "cpu"):
+        self.dataset, self.first, self.last = dataset, first, last
+        self.options: dict[str, Any] = {
+            "num_workers": int(device != "cpu") if num_workers is None else num_workers,
+            "pin_memory": device == "cuda",  # for faster copies
+            "worker_init_fn": leave_signals_to_parent,
+        }
+
+    def use(self, mixture: Mixture, last: int) -> None:
+        """From the next step on, takes rows as a mixture says, up to another last step."""
+        self.dataset.mixture, self.last = mixture, last
+
+    def __iter__(self) -> Iterator[tuple[int, Step]]:
+        done = self.first
+        while done < self.last:
+            mixture, remaining = self.dataset.mixture, range(done, self.last)
+            for step in DataLoader(self.dataset, batch_size=None, sampler=remaining, **self.options):
+                done += 1
+                yield done, step
+                if self.dataset.mixture is not mixture:
+                    break
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """For processes that prepare batches: what is sent to all must not end them before the step is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,1 @@
+"""Measuring a model on validation rows, and showing where it is wrong."""

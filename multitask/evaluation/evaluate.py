@@ -1,0 +1,129 @@
+"""How good the model is on each task's validation rows: exact on any number of processes."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.packing import collate, split_into_passes, split_statically, static_shape
+from ..data.split import Split
+from ..model.multitask import MultitaskModel
+from ..tasks.load import TaskData
+from ..tasks.metrics import Results, load_metric
+from ..training.xla import end_graph
+
+
+@torch.no_grad()  # XLA has no inference mode
+def compute_logits(
+    model: MultitaskModel,
+    tasks: Sequence[str],
+    split: Split,
+    rows: NDArray,
+    pad_token_id: int,
+    max_tokens_per_pass: int,
+    static_shapes: bool = False,
+    num_passes: int = 0,
+) -> dict[str, Tensor]:
+    """The logits of tasks that read the same sequences and use the same adapters: the encoder computes once for all.
+
+    Args:
+        model: in evaluation mode.
+        tasks: names of the tasks.
+        split: what they read.
+        rows: numbers of the rows to compute.
+        pad_token_id: fills `input_ids`.
+        max_tokens_per_pass: limit of padded tokens at a time.
+        static_shapes: whether to compute in the few shapes of `static_shapes.py`.
+        num_passes: with static shapes, as many at least.
+
+    Returns:
+        For each task a tensor of shape (rows, outputs), or (rows, tokens, outputs) with zeros behind a sequence's end,
+        in the order of `rows`.
+    """
+    device = next(model.parameters()).device
+    by_length = rows[np.argsort(split.length[rows], kind="stable")]
+    parts: dict[str, list[Tensor]] = {task: [] for task in tasks}
+    computed: list[int] = []
+    if static_shapes:
+        passes = split_statically(by_length, split, len(rows), max_tokens_per_pass)
+        passes += [by_length[:0]] * (num_passes - len(passes))
+    else:
+        passes = [of_pass[""] for of_pass in split_into_passes({"": by_length}, {"": split}, max_tokens_per_pass)]
+    for numbers in passes:
+        longest = int(split.length[numbers].max(initial=0))
+        shape = static_shape(split, longest, len(rows), max_tokens_per_pass) if static_shapes else None
+        inputs = send_to_device(collate(split, numbers, pad_token_id, shape)["inputs"], device)
+        logits = model(dict.fromkeys(tasks, inputs), None if static_shapes else max_tokens_per_pass)
+        end_graph()
+        for task, of_task in logits.items():
+            if of_task.ndim == 3:  # an output for each token
+                of_task = F.pad(of_task, (0, 0, 0, int(split.length.max()) - of_task.shape[1]))
+            # Cut where shapes are of no account.
+            parts[task].append(of_task.float().cpu()[: len(numbers)] if static_shapes else of_task.float())
+        computed += numbers.tolist()
+    place = {number: place for place, number in enumerate(computed)}
+    back = torch.as_tensor([place[number] for number in rows.tolist()])
+    return {task: torch.cat(of_task)[back.to(of_task[0].device)].to(device) for task, of_task in parts.items()}
+
+
+def predict(
+    model: MultitaskModel,
+    task: str,
+    split: Split,
+    accelerator: Accelerator,
+    pad_token_id: int,
+    max_tokens_per_pass: int,
+    static_shapes: bool = False,
+) -> NDArray[np.float32]:
+    """The task's logits for every row of a split, computed by all processes together.
+
+    Device r of R computes rows r, r + R, r + 2R… in order of length. A result travels with its row's number, so that
+    none is lost or counted twice, however the rows divide.
+
+    Returns:
+        Logits as `compute_logits` gives them, in the order of the split, the same on every process.
+
+    Raises:
+        FloatingPointError: if one of them is infinite or not a number.
+    """
+    by_length = np.argsort(split.length, kind="stable")
+    # A device too many computes a row again.
+    shares = [by_length[number :: accelerator.num_processes] for number in range(accelerator.num_processes)]
+    shares = [share if len(share) else by_length[:1] for share in shares]
+    own = shares[accelerator.process_index]
+    most = max(len(split_statically(share, split, len(share), max_tokens_per_pass)) for share in shares)
+    logits = compute_logits(model, [task], split, own, pad_token_id, max_tokens_per_pass, static_shapes, most)[task]
+    numbers = torch.as_tensor(own.copy(), device=accelerator.device)
+    every_number = accelerator.gather(accelerator.pad_across_processes(numbers, pad_index=-1)).cpu().numpy()
+    every_logit = accelerator.gather(accelerator.pad_across_processes(logits)).cpu().numpy()
+    in_order = np.full((len(split), *every_logit.shape[1:]), np.nan, np.float32)
+    in_order[every_number[every_number >= 0]] = every_logit[every_number >= 0]
+    assert len(np.unique(every_number[every_number >= 0])) == len(split), "a row was lost"
+    if not np.isfinite(in_order).all():
+        raise FloatingPointError(f"the outputs for task {task} are not finite; a lower learning rate often helps")
+    return in_order
+
+
+def evaluate_tasks(tasks: Sequence[TaskData], logits_of: Callable[[TaskData, Split], NDArray[np.float32]]) -> Results:
+    """Every metric of every task that has validation rows.
+
+    Args:
+        tasks: those to evaluate.
+        logits_of: (task, its validation rows) -> logits as `predict` returns them.
+    """
+    results: Results = {}
+    for task in tasks:
+        if task.validation is not None:
+            logits = logits_of(task, task.validation)
+            predictions = task.type.predictions(logits, task.validation, task.labels)
+            references = task.type.references(task.validation, task.labels)
+            results[task.name] = {}
+            for name in task.metrics:
+                metric = load_metric(task.type.name, name, len(task.labels))
+                results[task.name] |= metric.compute(predictions=predictions, references=references)
+    return results

@@ -1,0 +1,159 @@
+"""Rows to predict and what was predicted: JSON Lines, CSV and Parquet, a few rows at a time."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from ..errors import UserError, first_line, hint
+from ..utils import flatten
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+
+# Types of what a task answers, by name; probabilities are one number a label or, for choices, a list of them.
+FIELD_TYPES = {
+    "label": pa.string(),
+    "choice": pa.int64(),
+    "score": pa.float64(),
+    "labels": pa.list_(pa.string()),
+    "scores": pa.list_(pa.float64()),
+    "answer": pa.string(),
+    "start": pa.int64(),
+    "end": pa.int64(),
+}
+
+
+def check_paths(source: str, target: str) -> None:
+    """Refuses an input that cannot be read and an output that cannot be written.
+
+    Raises:
+        UserError: naming the option and what was found.
+    """
+    for option, name in (("--input", source), ("--output", target)):
+        if Path(name).suffix not in SUFFIXES:
+            raise UserError(f"{option}: {name} is of no known kind{hint(Path(name).suffix, SUFFIXES, 'endings')}")
+    if not Path(source).is_file():
+        raise UserError(f"--input: there is no file {source} (seen from {Path.cwd()})")
+    if not Path(target).parent.is_dir():
+        raise UserError(f"--output: there is no folder {Path(target).parent} (seen from {Path.cwd()})")
+    if Path(target).is_dir():
+        raise UserError(f"--output: {target} is a folder")
+    for written in (target, f"{target}.partial", bad_rows_file(target)):
+        if Path(written).exists() and Path(written).samefile(source):
+            raise UserError(f"--output: {target} would replace the input {source}")
+
+
+def bad_rows_file(target: str) -> str:
+    """Where the rows go that could not be answered."""
+    return f"{target}.bad.jsonl"
+
+
+def read_rows(source: str) -> Iterator[dict[str, Any] | UserError]:
+    """The rows of a file in their order, each read when it is asked for; one that cannot be read is a mistake.
+
+    Args:
+        source: a file of JSON Lines (empty lines do not count), CSV with a head line, or Parquet.
+
+    Raises:
+        UserError: if the file as a whole cannot be read.
+    """
+    try:
+        if source.endswith(".parquet"):
+            table = parquet.ParquetFile(source)
+            for batch in table.iter_batches(batch_size=1024) if table.metadata.num_rows else ():
+                yield from batch.to_pylist()
+        else:
+            with open(source, encoding="utf-8-sig", newline="") as file:
+                yield from _csv_rows(file) if source.endswith(".csv") else _json_rows(file)
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+        raise UserError(f"--input: {source} cannot be read: {first_line(error)}") from error
+
+
+def _json_rows(file: Any) -> Iterator[dict[str, Any] | UserError]:
+    for line in file:
+        if line.strip():
+            try:
+                row = json.loads(line)
+                yield row if isinstance(row, dict) else UserError(f"holds {line.strip()[:40]!r}, not one JSON object")
+            except ValueError as error:
+                yield UserError(f"is not JSON: {first_line(error)}")
+
+
+def _csv_rows(file: Any) -> Iterator[dict[str, Any] | UserError]:
+    lines = csv.reader(file)
+    head = next(lines, [])
+    for fields in lines:
+        if len(fields) == len(head):
+            yield dict(zip(head, fields, strict=True))
+        elif fields:
+            yield UserError(f"has {len(fields)} fields, the head line {len(head)}")
+
+
+@contextmanager
+def prediction_file(target: str) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """A function that adds rows to a file, which has its name when all are in it and `.partial` at its end before.
+
+    JSON Lines keep a row as it is; CSV and Parquet have a column for each leaf (`rte.label`), CSV with lists as JSON.
+    """
+    partial = Path(f"{target}.partial")
+    if target.endswith(".parquet"):
+        _create(partial).close()
+        writers: list[parquet.ParquetWriter] = []
+
+        def write_parquet(rows: list[dict[str, Any]]) -> None:
+            flat = [flatten(row) for row in rows]
+            if flat and not writers:
+                schema = pa.schema([(name, _arrow_type(name, value)) for name, value in flat[0].items()])
+                writers.append(parquet.ParquetWriter(partial, schema))
+            if flat:
+                writers[0].write_table(pa.Table.from_pylist(flat, schema=writers[0].schema))
+
+        try:
+            yield write_parquet
+        finally:
+            for writer in writers:
+                writer.close()
+    else:
+        with _create(partial) as file:
+            yield _csv_writer(file) if target.endswith(".csv") else _json_writer(file)
+    if partial.exists():
+        partial.replace(target)
+
+
+def _create(path: Path) -> Any:
+    try:
+        return path.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise UserError(f"--output: {path} cannot be written: {error.strerror}") from error
+
+
+def _arrow_type(name: str, value: Any) -> pa.DataType:
+    if isinstance(value, list) and name.endswith(".probabilities"):
+        return pa.list_(pa.float64())
+    if name == "row":
+        return pa.int64()
+    return FIELD_TYPES.get(name.rpartition(".")[2], pa.float64()) if ".probabilities." not in name else pa.float64()
+
+
+def _json_writer(file: Any) -> Callable[[list[dict[str, Any]]], None]:
+    return lambda rows: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _csv_writer(file: Any) -> Callable[[list[dict[str, Any]]], None]:
+    writers: list[csv.DictWriter] = []
+
+    def write(rows: list[dict[str, Any]]) -> None:
+        for row in map(flatten, rows):
+            if not writers:
+                writers.append(csv.DictWriter(file, list(row)))
+                writers[0].writeheader()
+            lists = {n: json.dumps(v, ensure_ascii=False) for n, v in row.items() if isinstance(v, list)}
+            writers[0].writerow(row | lists)
+
+    return write

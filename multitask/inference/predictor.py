@@ -1,0 +1,222 @@
+"""Asking a trained model: from Python, or a file of rows."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset
+from tqdm import tqdm
+
+from ..checkpoints.format import find_checkpoint, load_checkpoint
+from ..config.load import load_config
+from ..config.schema import Config
+from ..data.columns import Layout
+from ..data.split import Split
+from ..errors import UserError, hint
+from ..evaluation.evaluate import compute_logits
+from ..tasks.fields import fields_of, shared_layout
+from ..tasks.load import as_split
+from .prediction_files import bad_rows_file, prediction_file, read_rows
+
+Answers = dict[str, dict[str, Any]]  # of each task: {"rte": {"label": "entailment", "score": 0.9, …}}
+
+
+CHUNK = 1024  # rows that are held at a time
+
+
+class Predictor:
+    """Answers questions about rows for some or all tasks of a run.
+
+        predictor = Predictor("runs/quickstart")
+        predictor({"text": "Maria bought a trumpet.", "text_pair": "Maria bought an instrument."}, ["entailment"])
+
+    A row has the fields that a task was trained on, or `text` and `text_pair` in their place (`words` or `text` for
+    token classification, `question` and `context` for question answering, `choices` for multiple choice). Tasks that
+    read the same text with the same adapters share one run of the encoder.
+
+    Args:
+        location: a run's folder, of which the newest checkpoint is taken, or a checkpoint.
+        device: where to compute; without it on the accelerator, if there is one.
+        config: settings in place of those that the checkpoint was made with.
+
+    Raises:
+        UserError: if there is no checkpoint, or it cannot be read.
+    """
+
+    def __init__(self, location: str, device: torch.device | str | None = None, config: Config | None = None):
+        folder = find_checkpoint(location)
+        self.config = config or load_config(folder / "config.yaml")
+        self.model, tasks, self.tokenizer = load_checkpoint(folder, self.config)
+        self.model.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+        self.tasks = {task.name: task for task in tasks}
+
+    def __call__(
+        self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]], tasks: str | Sequence[str] | None = None
+    ) -> Answers | list[Answers]:
+        """Answers for one row, or for each of several in their order, of all tasks or of those named.
+
+        Raises:
+            UserError: for a task that is not known and a field that is missing, naming the row.
+        """
+        chosen = self.choose([tasks] if isinstance(tasks, str) else tasks)
+        answers: list[Answers] = []
+        for chunk in _chunks([rows] if isinstance(rows, Mapping) else rows, CHUNK):
+            for answer in self.answer(chunk, chosen):
+                if isinstance(answer, UserError):
+                    raise UserError(f"row {len(answers)} {answer}")
+                answers.append(answer)
+        return answers[0] if isinstance(rows, Mapping) else answers
+
+    def choose(self, tasks: Sequence[str] | None) -> list[str]:
+        """The tasks named, or all.
+
+        Raises:
+            UserError: for a name that is no task's.
+        """
+        for name in tasks or ():
+            if name not in self.tasks:
+                raise UserError(f"tasks: there is no task '{name}'{hint(name, self.tasks, 'tasks')}")
+        return list(tasks or self.tasks)
+
+    def answer(self, rows: Sequence[Mapping[str, Any] | UserError], tasks: Sequence[str]) -> list[Answers | UserError]:
+        """Answers for some rows at once; in the place of a row that cannot be answered, what is wrong with it."""
+        results: list[Any] = list(rows)
+        readable: list[int] = []
+        fields: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks}
+        for place, row in enumerate(rows):
+            if isinstance(row, UserError):
+                continue
+            try:
+                of_row = {
+                    task: fields_of(task, self.config.tasks[task], row, len(self.tasks[task].labels)) for task in tasks
+                }
+            except UserError as mistake:
+                results[place] = mistake
+                continue
+            readable.append(place)
+            results[place] = {}
+            for task, found in of_row.items():
+                fields[task].append(found)
+        for group in self._groups(fields) if readable else ():
+            sequences = next(iter(group.values()))
+            logits = compute_logits(
+                self.model,
+                list(group),
+                sequences,
+                np.arange(len(sequences)),
+                self.tokenizer.pad_token_id,
+                self.config.training.max_tokens_per_pass,
+            )
+            for name, split in group.items():
+                head = self.tasks[name]
+                answers = head.type.answers(logits[name].cpu().numpy(), split, head.labels)
+                for place, answer in zip(readable, answers, strict=True):
+                    results[place][name] = answer
+        # In the order in which the tasks were asked for, whatever was computed together.
+        return [r if isinstance(r, UserError) else {task: r[task] for task in tasks} for r in results]
+
+    def _groups(self, fields: dict[str, list[dict[str, Any]]]) -> list[dict[str, Split]]:
+        """Tasks that read the same sequences with the same adapters, each with what it reads."""
+        encoded: list[tuple[Any, Split]] = []
+        groups: list[tuple[Any, dict[str, Split]]] = []
+        for name, rows in fields.items():
+            layout = shared_layout(self.config.tasks[name], len(self.tasks[name].labels))
+            what = (self.tasks[name].type.encode, layout, rows)
+            split = next((split for known, split in encoded if known == what), None)
+            if split is None:
+                split = self._encode(name, layout, rows)
+                encoded.append((what, split))
+            key = (self.model.adapters.get(name), split.rows[:])
+            group = next((group for known, group in groups if known == key), None)
+            if group is None:
+                groups.append((key, group := {}))
+            group[name] = split
+        return [group for _, group in groups]
+
+    def _encode(self, task: str, layout: Layout, rows: list[dict[str, Any]]) -> Split:
+        columns = self.tasks[task].type.encode(
+            {name: [row[name] for row in rows] for name in rows[0]},
+            list(range(len(rows))),
+            where=f"tasks.{task}:",
+            layout=layout,
+            tokenizer=self.tokenizer,
+            max_length=self.config.model.max_length,
+        )
+        return as_split(Dataset.from_dict(columns), layout.num_choices or 1, self.tasks[task].type, len(rows))
+
+
+def predict_file(
+    predictor: Predictor,
+    tasks: Sequence[str],
+    source: str,
+    target: str,
+    accelerator: Accelerator,
+    skip_bad_rows: bool = False,
+) -> tuple[int, int]:
+    """Answers the rows of a file, some at a time, on all processes together, and writes them in their order.
+
+    Args:
+        predictor: of the run.
+        tasks: names of those to ask.
+        source: JSON Lines, CSV or Parquet.
+        target: the same, by its ending.
+        accelerator: whose process r of R takes rows r, r + R, r + 2R… of those at hand.
+        skip_bad_rows: leave out a row that cannot be answered and write it to `target.bad.jsonl` with the reason.
+
+    Returns:
+        How many rows were answered, and how many were left out.
+
+    Raises:
+        UserError: for a row that cannot be answered, with its number; what came before it is in `target.partial`.
+    """
+    rank, size = accelerator.process_index, accelerator.num_processes
+    num_answered = num_bad = 0
+    bad_file = Path(bad_rows_file(target))
+    if accelerator.is_main_process:
+        bad_file.unlink(missing_ok=True)
+    nowhere: AbstractContextManager = nullcontext(lambda rows: None)
+    progress = tqdm(desc="predicting", unit="row", disable=not (accelerator.is_main_process and sys.stderr.isatty()))
+    with progress, prediction_file(target) if accelerator.is_main_process else nowhere as write:
+        for rows in _chunks(read_rows(source), CHUNK * size):
+            answers: list[Any] = [None] * len(rows)
+            with accelerator.autocast():
+                found = gather_object([(rank, predictor.answer(rows[rank::size], tasks))])
+            for process, of_process in found:
+                answers[process::size] = of_process
+            first = num_answered + num_bad
+            lines: list[dict[str, Any]] = []
+            bad: list[dict[str, Any]] = []
+            for number, (row, answer) in enumerate(zip(rows, answers, strict=True), start=first):
+                if not isinstance(answer, UserError):
+                    lines.append({"row": number} | answer)
+                elif skip_bad_rows:
+                    bad.append({"row": number, "error": str(answer), "fields": None if row is answer else row})
+                else:
+                    write(lines)
+                    raise UserError(
+                        f"--input: {source} row {number} {answer}; --skip_bad_rows leaves such rows out "
+                        f"({len(lines) + num_answered:,} answers before it are in {target}.partial)"
+                    )
+            write(lines)
+            progress.update(len(rows))
+            if bad and accelerator.is_main_process:
+                with bad_file.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in bad)
+            num_answered, num_bad = num_answered + len(lines), num_bad + len(bad)
+        if not num_answered:
+            raise UserError(f"--input: {source} has no row that can be answered ({num_bad:,} left out)")
+    return num_answered, num_bad
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,1 @@
+"""Which rows make up a step: a pure function of (seed, step)."""

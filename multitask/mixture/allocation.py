@@ -1,0 +1,170 @@
+"""How many examples each task has been given before a step: exact, and for any step without the steps before it."""
+
+import heapq
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+
+Shares = Mapping[str, Fraction]
+
+
+# Which shares hold from which step on: each entry up to the next, the last for ever.
+Stretches = Sequence[tuple[int, Shares]]
+
+
+# A binary tree: the name of a task, or two halves.
+Tree = str | tuple["Tree", "Tree"]
+
+
+class Plan:
+    """Each task's examples from a step on, as it stands when that step begins.
+
+    Every step holds exactly B = `batch_size` examples, and no task's count ever falls. Where all tasks get at least
+    one example a step, task t has been given `floor(C_t) - floor(C_(t-1))`, with C_t the exact examples that the first
+    t tasks should have: never more than one away from what it should have.
+
+    Where a task gets less, that difference could fall from one step to the next. There the tasks are the leaves of
+    Huffman's tree of their shares, and each node deals its whole number of examples to its halves, the left one
+    getting what it should, rounded to the nearest. The error of at most 1/2 is handed down in proportion to the
+    shares: with constant shares, up to three tasks stay within one example, and more of them within 1/2 · (1 + 1 +
+    1/2 + 1/3 + 1/5 + …) < 2, as the weights on the way up a Huffman tree grow at least like Fibonacci's numbers.
+
+    Args:
+        stretches: which shares (exact fractions that add up to 1) hold from which step on; the plan begins with the
+            first one.
+        batch_size: B.
+        before: examples that each task has been given before the plan begins; none without it.
+    """
+
+    def __init__(self, stretches: Stretches, batch_size: int, before: Mapping[str, int] | None = None):
+        self.first_step, first_shares = stretches[0]
+        assert all(sum(shares.values()) == 1 and shares.keys() == first_shares.keys() for _, shares in stretches)
+        self.batch_size = batch_size
+        self.before = dict(before or dict.fromkeys(first_shares, 0))
+        self._starts = [step for step, _ in stretches]
+        self._shares = [shares for _, shares in stretches]
+        self._planned = [dict.fromkeys(first_shares, Fraction(0))]  # since the plan began, where each stretch begins
+        for index, start in enumerate(self._starts[1:]):
+            self._planned.append(
+                {
+                    task: n + self._shares[index][task] * self._examples(index, start)
+                    for task, n in self._planned[-1].items()
+                }
+            )
+        self.tasks = [task for task, share in self.mean_shares().items() if share]
+        rarest = min(shares[task] for task in self.tasks for shares in self._shares)
+        self._lines: list[dict] = []
+        self._paths: dict[str, list[tuple[Tree, bool]]] | None = None
+        if rarest * batch_size >= 1:
+            self._lay_floors()
+        else:
+            self._lay_tree()
+
+    def most_share(self, task: str) -> Fraction:
+        """The largest of a task's shares."""
+        return max(shares[task] for shares in self._shares)
+
+    def mean_shares(self) -> dict[str, Fraction]:
+        """The mean over the stretches."""
+        return {task: sum(s[task] for s in self._shares) / Fraction(len(self._shares)) for task in self.before}
+
+    def planned(self, task: str, step: int) -> Fraction:
+        """How many examples `task` should have been given before a step, exactly."""
+        index = bisect_right(self._starts, step) - 1
+        since = self._planned[index][task] + self._shares[index][task] * self._examples(index, step)
+        return self.before[task] + since
+
+    def given(self, task: str, step: int) -> int:
+        """How many examples `task` has been given before a step, which is none before the plan."""
+        index = bisect_right(self._starts, step) - 1
+        lines = self._lines[index]
+        if self._paths is None:
+            examples = self._examples(index, step)
+            return self.before[task] + _floor(lines[task][1], examples) - _floor(lines[task][0], examples)
+        return self.before[task] + self._down_the_tree(task, lines, self._examples(0, step))
+
+    def _down_the_tree(self, task: str, lines: Mapping, count: int) -> int:
+        if self._paths is None or task not in self._paths:
+            return 0
+        for node, is_left in self._paths[task]:
+            left = _floor(lines[node], count)
+            count = left if is_left else count - left
+        return count
+
+    def _examples(self, index: int, step: int) -> int:
+        """Of all tasks, from the beginning of a stretch up to a step."""
+        return self.batch_size * (step - self._starts[index])
+
+    def _lay_floors(self) -> None:
+        """For each stretch and task C_(t-1) and C_t as lines over the examples of all tasks since it began."""
+        for shares, planned in zip(self._shares, self._planned, strict=True):
+            at_start, slope = Fraction(0), Fraction(0)
+            lines = {}
+            for task in shares:
+                below = _line(at_start, slope)
+                at_start, slope = at_start + planned[task], slope + shares[task]
+                lines[task] = below, _line(at_start, slope)
+            self._lines.append(lines)
+
+    def _lay_tree(self) -> None:
+        """For each stretch and node what its left half has, as a line over what the node has since the plan began."""
+        mean = self.mean_shares()
+        tree = _huffman({task: mean[task] for task in self.tasks})
+        self._paths = dict(_paths(tree))
+        nodes = list(dict.fromkeys(node for path in self._paths.values() for node, _ in path))
+        left, at = dict.fromkeys(nodes, Fraction(0)), dict.fromkeys(nodes, 0)  # where the last stretch began
+        slope = dict.fromkeys(nodes, Fraction(0))
+        for start, shares in zip(self._starts, self._shares, strict=True):
+            examples, lines_before = self._examples(0, start), self._lines[-1] if self._lines else {}
+            counts = {
+                task: self._down_the_tree(task, lines_before, examples) if examples else 0 for task in self.tasks
+            }
+            lines = {}
+            for node in nodes:
+                count = sum(counts[task] for task in _leaves(node))
+                left[node] += slope[node] * (count - at[node])
+                at[node] = count
+                whole = sum(shares[task] for task in _leaves(node))
+                slope[node] = sum(shares[task] for task in _leaves(node[0])) / Fraction(whole or 1)
+                lines[node] = _line(left[node] - slope[node] * count + Fraction(1, 2), slope[node])
+            self._lines.append(lines)
+
+
+def _line(at_zero: Fraction, slope: Fraction) -> tuple[int, int, int]:
+    denominator = math.lcm(at_zero.denominator, slope.denominator)
+    return int(at_zero * denominator), int(slope * denominator), denominator
+
+
+def _floor(line: tuple[int, int, int], x: int) -> int:
+    at_zero, slope, denominator = line
+    return (at_zero + slope * x) // denominator
+
+
+def _huffman(weights: Mapping[str, Fraction]) -> Tree:
+    """Joins the two lightest until one is left; of equals, those that came first."""
+    heap: list[tuple[Fraction, int, Tree]] = [
+        (weight, place, task) for place, (task, weight) in enumerate(weights.items())
+    ]
+    heapq.heapify(heap)
+    for place in range(len(heap), 2 * len(heap) - 1):
+        (lighter, _, left), (heavier, _, right) = heapq.heappop(heap), heapq.heappop(heap)
+        heapq.heappush(heap, (lighter + heavier, place, (left, right)))
+    return heap[0][2]
+
+
+def _leaves(tree: Tree) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    else:
+        for half in tree:
+            yield from _leaves(half)
+
+
+def _paths(tree: Tree, above: tuple[tuple[Tree, bool], ...] = ()) -> Iterator[tuple[str, list[tuple[Tree, bool]]]]:
+    """Each task with the nodes on the way down to it, and whether that way goes left there."""
+    if isinstance(tree, str):
+        yield tree, list(above)
+    else:
+        yield from _paths(tree[0], (*above, (tree, True)))
+        yield from _paths(tree[1], (*above, (tree, False)))

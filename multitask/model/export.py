@@ -1,0 +1,102 @@
+"""One plain Hugging Face folder per task."""
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..config.schema import Config
+from ..errors import UserError
+from ..tasks.base import Task
+from .lora import merged_weights, save_adapter
+from .model_card import model_card
+from .multitask import MultitaskModel
+from .pretrained import save_tokenizer
+
+
+def check_export_folder(folder: Path, tasks: Iterable[str]) -> None:
+    """Refuses to replace what is no exported model, and a folder that cannot be made.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    for name in tasks:
+        there = folder / name
+        is_free = not there.exists() or (there.is_dir() and not any(there.iterdir()))
+        if not is_free and not (there / "config.json").is_file():
+            raise UserError(f"--output: {there} holds something that is no exported model; give another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: {folder} cannot be made: {error.strerror}") from error
+
+
+def export_run(
+    model: MultitaskModel,
+    tasks: Sequence[Task],
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    state: Mapping[str, Any],
+    folder: Path,
+    merge: bool,
+) -> None:
+    """Exports tasks of a run with their cards.
+
+    Args:
+        model: the trained model.
+        tasks: those to export.
+        tokenizer: the encoder's.
+        config: of the run.
+        state: of its checkpoint.
+        folder: for all tasks.
+        merge: as of `export_tasks`.
+    """
+    encoder = config.model.encoder
+    cards = {task.name: model_card(task, config.tasks[task.name], encoder, state, merge) for task in tasks}
+    export_tasks(model, tokenizer, folder, encoder, merge, cards)
+
+
+def export_tasks(
+    model: MultitaskModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    encoder: str = "",
+    merge: bool = True,
+    cards: Mapping[str, str] | None = None,
+) -> None:
+    """Writes `folder/TASK` for every task: configuration with label names, weights, tokenizer.
+
+    `AutoModelFor….from_pretrained(folder/TASK)` and `transformers.pipeline` read it without this project. With
+    adapters, `folder/TASK/adapter` holds the task's adapter as PEFT writes it, and the head in `head.safetensors`.
+
+    Args:
+        model: the trained model; it is not changed.
+        tokenizer: the encoder's.
+        folder: for all tasks.
+        encoder: what an adapter's file says that it is for.
+        cards: the model card of each task to export; without them all tasks are, and have none.
+        merge: also write the weights, with a task's adapters merged in; needed where there are none.
+    """
+    for name in cards or model.tasks:
+        task_model = model.tasks[name]
+        assert isinstance(task_model, PreTrainedModel)
+        adapters = model.adapters.get(name, [])
+        partial = folder / f"{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        if merge:
+            task_model.save_pretrained(partial, state_dict=merged_weights(task_model, adapters))
+        else:
+            task_model.config.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
+        if cards:
+            (partial / "README.md").write_text(cards[name])
+        if adapters:
+            save_adapter(task_model, adapters, encoder, partial / "adapter")
+            head = set(model.head_parameters(name)) - set(model.adapter_parameters(name))
+            tensors = {key: p.detach().contiguous() for key, p in task_model.named_parameters() if p in head}
+            save_file(tensors, partial / "adapter" / "head.safetensors", metadata={"format": "pt"})
+        shutil.rmtree(folder / name, ignore_errors=True)  # an earlier export
+        partial.rename(folder / name)

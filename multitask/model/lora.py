@@ -1,0 +1,236 @@
+"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on the shared encoder, made, read and written by PEFT.
+
+The encoder is frozen; each adapted linear layer computes W x + alpha / rank * B A x, with A and B of the adapters that
+the sub-batch's task uses.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftConfig, inject_adapter_in_model, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..config.schema import AdapterConfig
+from ..errors import UserError, first_line, hint
+from ..utils import stable_seed
+from .multitask import MultitaskModel
+
+SHARED = "_shared"  # the adapter of all tasks; a task's name begins with a letter or a digit
+
+
+# Settings of PEFT that make an adapter something else than B A; the starting values of A and B count as long as
+# they leave the encoder's weights alone.
+VARIANTS = ("use_rslora", "use_dora", "use_qalora", "alora_invocation_tokens", "rank_pattern", "alpha_pattern")
+
+
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
+
+
+def freeze_or_adapt(
+    model: MultitaskModel,
+    freeze: bool,
+    lora: AdapterConfig | None,
+    start: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> None:
+    """Leaves all of the encoder trainable, nothing of it, or LoRA in it.
+
+    Args:
+        model: with all its tasks; changed in place.
+        freeze: trains the heads alone if there is no LoRA.
+        lora: which adapters to add.
+        start: as of `add_adapters`.
+        seed: as of `add_adapters`.
+    """
+    if freeze:
+        model.encoder.requires_grad_(False)
+    if lora:
+        add_adapters(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.scope, start, seed)
+
+
+def add_adapters(
+    model: MultitaskModel,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    target_modules: str | Sequence[str] = "all-linear",
+    scope: Literal["per_task", "shared", "both"] = "per_task",
+    start: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> None:
+    """Freezes the encoder and puts LoRA into it; heads and poolers stay trainable.
+
+    An adapter's first weights depend on the seed and its name alone; it begins by changing nothing, as B is zero.
+
+    Args:
+        model: with all its tasks; changed in place.
+        rank: rows of A, columns of B.
+        alpha: the scaling is alpha / rank.
+        dropout: probability of dropout in front of A.
+        target_modules: "all-linear", or endings of the names of linear modules in the encoder.
+        scope: an adapter for each task, one for all, or both, whose outputs add up.
+        start: folders of PEFT adapters that tasks' own adapters start from.
+        seed: of the adapters' weights.
+
+    Raises:
+        UserError: for target modules that the encoder lacks, or a starting adapter that does not fit.
+    """
+    first: Any = next(iter(model.tasks.values()))
+    targets = _target_names(first, target_modules)
+    model.adapters = {task: [] for task in model.tasks}
+    for task, names in model.adapters.items():
+        names += [SHARED] * (scope != "per_task") + [task] * (scope != "shared")
+    for name in dict.fromkeys(name for names in model.adapters.values() for name in names):
+        torch.manual_seed(stable_seed(seed, "adapter", name))
+        config = LoraConfig(r=rank, lora_dropout=dropout, target_modules=targets)
+        config.lora_alpha = alpha  # type: ignore[assignment]  # PEFT asks for a whole number and takes any
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is meant
+            inject_adapter_in_model(config, first.base_model, name)
+    model.share_encoder()  # once more: ELECTRA's `embeddings_project` is a linear layer, which PEFT has replaced
+    model.lora_layers = list(_lora_layers(model.encoder).values())
+    model.requires_grad_(True)  # PEFT has frozen the first task's pooler
+    model.encoder.requires_grad_(False)
+    for name in first.base_model.peft_config:
+        for parameter in model.adapter_parameters(name):
+            parameter.requires_grad_(True)
+    for task, folder in (start or {}).items():
+        _load_adapter(first, task, folder, rank, alpha)
+
+
+def _target_names(task_model: PreTrainedModel, target_modules: str | Sequence[str]) -> list[str]:
+    """Full names of the adapted modules, so that nothing matches in a pooler, which belongs to a task's head."""
+    modules = task_model.base_model.named_modules()
+    linear = [name for name, m in modules if isinstance(m, nn.Linear) and not name.startswith("pooler")]
+    if target_modules == "all-linear":
+        return linear
+    endings = [target_modules] if isinstance(target_modules, str) else target_modules
+    valid = {"all-linear", *(name.split(".")[-1] for name in linear)}
+    for ending in endings:
+        if not any(f".{name}".endswith(f".{ending}") for name in linear):
+            of = f"of '{task_model.name_or_path}'"
+            raise UserError(f"adapters.target_modules: '{ending}' is no linear module {of}{hint(ending, valid)}")
+    return [name for name in linear if f".{name}".endswith(tuple(f".{ending}" for ending in endings))]
+
+
+# -- an adapter made elsewhere ----------------------------------------------------------------------------------------
+
+
+def _load_adapter(model: PreTrainedModel, task: str, folder: str, rank: int, alpha: float) -> None:
+    """Starts a task's adapter from a folder that PEFT wrote, around an encoder alone or one with a head on it."""
+    key, path, encoder = f"tasks.{task}.adapter", Path(folder), str(model.name_or_path)
+    if not path.is_dir():
+        raise UserError(f"{key}: there is no folder {folder} (seen from {Path.cwd()})")
+    for files in (["adapter_config.json"], ["adapter_model.safetensors", "adapter_model.bin"]):
+        if not any((path / file).is_file() for file in files):
+            raise UserError(f"{key}: {folder} has no {files[0]}; a folder that PEFT saved has one")
+    try:
+        config = PeftConfig.from_pretrained(folder)
+        weights = load_peft_weights(folder, device="cpu")
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        EOFError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
+        raise UserError(f"{key}: {folder} does not load: {first_line(error)}") from error
+    if not isinstance(config, LoraConfig):
+        kind = str(config.peft_type).removeprefix("PeftType.")
+        raise UserError(f"{key}: {folder} is of type {kind}; only LORA can be started from")
+    variants = [name for name in VARIANTS if getattr(config, name)]
+    variants += ["init_lora_weights"] if config.init_lora_weights not in PLAIN_STARTS else []
+    if variants:
+        value = getattr(config, variants[0])
+        raise UserError(f"{key}: {folder} has {variants[0]}: {value}; only plain LoRA can be started from")
+    for name, there, here in (("rank", config.r, rank), ("alpha", config.lora_alpha, alpha)):
+        if there != here:
+            raise UserError(f"{key}: {folder} has {name} {there}, adapters.{name} is {here}; they must be the same")
+    base = config.base_model_name_or_path
+    if base and Path(base).name != Path(encoder).name:
+        raise UserError(f"{key}: {folder} was made for the encoder '{base}', model.encoder is '{encoder}'")
+
+    prefix = f"base_model.model.{model.base_model_prefix}."
+    if not any(name.startswith(prefix) for name in weights):  # around the encoder alone; otherwise heads are left out
+        prefix = "base_model.model."
+    found = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+    needed = {
+        f"{name}.{part}.weight": getattr(layer, part)[task].weight.shape
+        for name, layer in _lora_layers(model.base_model).items()
+        for part in ("lora_A", "lora_B")
+    }
+    for name in sorted(found.keys() ^ needed.keys()):
+        what = "lacks" if name in needed else "has"
+        raise UserError(f"{key}: {folder} {what} {name}, unlike adapters.target_modules; they must be the same")
+    for name, shape in needed.items():
+        if found[name].shape != shape:
+            raise UserError(
+                f"{key}: {folder} has {name} of shape {tuple(found[name].shape)}, '{encoder}' needs {tuple(shape)}"
+            )
+    set_peft_model_state_dict(model.base_model, found, task)
+
+
+# -- what is written --------------------------------------------------------------------------------------------------
+
+
+def save_adapter(task_model: PreTrainedModel, adapters: Sequence[str], encoder: str, folder: Path) -> None:
+    """Writes what a task uses as one adapter in PEFT's format, for `PeftModel.from_pretrained(AutoModel…, folder)`.
+
+    Several adapters become one of their ranks' sum: [B1 B2] [A1; A2] = B1 A1 + B2 A2, and the alphas add up as well,
+    which leaves alpha / rank as it is.
+
+    Args:
+        task_model: the task's model.
+        adapters: names of the adapters that it uses.
+        encoder: what the file says that the adapter is for.
+        folder: to write to.
+    """
+    layers = _lora_layers(task_model.base_model)
+    tensors = {}
+    for name, layer in layers.items():
+        a, b = ([getattr(layer, part)[adapter].weight for adapter in adapters] for part in ("lora_A", "lora_B"))
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.cat(a).detach().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.cat(b, dim=1).detach().contiguous()
+    config = LoraConfig(
+        r=sum(layer.r[adapter] for adapter in adapters),
+        lora_alpha=sum(layer.lora_alpha[adapter] for adapter in adapters),
+        lora_dropout=getattr(layer.lora_dropout[adapters[0]], "p", 0.0),
+        base_model_name_or_path=encoder,
+        inference_mode=True,
+    )
+    config.target_modules = sorted(layers)  # a list, as PEFT would write a set in any order
+    config.save_pretrained(str(folder))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def merged_weights(task_model: PreTrainedModel, adapters: Sequence[str]) -> dict[str, Tensor]:
+    """The weights of a plain model that computes what the task's model does with its adapters; that one is unchanged.
+
+    Args:
+        task_model: the task's model.
+        adapters: names of the adapters that it uses; none for a model without any.
+    """
+    weights = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in task_model.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, layer in _lora_layers(task_model).items():
+        deltas = [layer.get_delta_weight(adapter) for adapter in adapters]
+        weights[f"{name}.weight"] = weights[f"{name}.weight"] + sum(deltas)
+    return weights
+
+
+def _lora_layers(module: nn.Module) -> dict[str, Any]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}

@@ -1,0 +1,178 @@
+"""A pretrained encoder, its tokenizer, and new heads on it."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.sources import find_in_mirror, go_offline_if_unreachable
+from ..errors import UserError, first_line
+from ..tasks.base import Task
+from ..utils import stable_seed
+from .encoder import can_compute_together, modules_to_call
+from .multitask import MultitaskModel, shared_children
+
+
+def find_encoder(encoder: str, model_root: str | None = None) -> str:
+    """The folder or the hub id under which `transformers` finds an encoder.
+
+    Args:
+        encoder: hub id, local folder, or `package://NAME/FOLDER` inside an installed package.
+        model_root: folder that mirrors hub models; an encoder found there is taken from there.
+
+    Raises:
+        UserError: for a package or folder that is not there.
+    """
+    if encoder.startswith("package://"):
+        package, _, folder = encoder.removeprefix("package://").partition("/")
+        spec = find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"model.encoder: the Python package '{package}' of {encoder} is not installed")
+        path = Path(spec.submodule_search_locations[0]) / folder
+        if not path.is_dir():
+            raise UserError(f"model.encoder: the Python package '{package}' has no folder '{folder}'")
+        return str(path)
+    if (mirrored := find_in_mirror(encoder, model_root, "model_root")) is not None:
+        return mirrored
+    if Path(encoder).is_dir():
+        return encoder
+    if encoder.startswith((".", "/", "~")) or encoder.count("/") > 1:
+        raise UserError(f"model.encoder: there is no folder {encoder} (seen from {Path.cwd()})")
+    go_offline_if_unreachable()
+    return encoder
+
+
+# Families that count positions from behind the padding token's.
+PADDED_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
+
+
+def load_tokenizer(encoder: str, max_length: int) -> PreTrainedTokenizerBase:
+    """The encoder's tokenizer.
+
+    Args:
+        encoder: folder or hub id.
+        max_length: longest sequence that will be asked for, in tokens.
+
+    Raises:
+        UserError: if there is none, it has no fast implementation, or the encoder reads no sequences that long.
+    """
+    config = _load_config(encoder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(encoder)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"model.encoder: '{encoder}' has no tokenizer that loads: {first_line(error)}") from error
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
+        lacks = "padding token" if tokenizer.is_fast else "fast tokenizer"
+        raise UserError(f"model.encoder: '{encoder}' has no {lacks}, which training needs")
+    if 2 * len(tokenizer) < config.vocab_size:
+        raise UserError(
+            f"model.encoder: '{encoder}' has a tokenizer of {len(tokenizer)} tokens where the encoder knows "
+            f"{config.vocab_size}; its tokenizer files are missing"
+        )
+    positions = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
+    if config.model_type in PADDED_POSITIONS:
+        positions -= config.pad_token_id + 1
+    longest = min(tokenizer.model_max_length, positions)
+    if max_length > longest:
+        raise UserError(f"model.max_length: {max_length} is more than the {longest} tokens that '{encoder}' reads")
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the tokenizer as it came: what tokenising left in it depends on whether a cache had the rows."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
+
+
+def build_model(
+    encoder: str, tasks: Sequence[Task], dropout: float | None = None, seed: int = 0, pretrained: bool = True
+) -> MultitaskModel:
+    """Loads the encoder once and puts a new head for each task on it.
+
+    A head's first weights depend on the seed and the task's name alone. A regression head's bias starts at the mean
+    of its training labels, so that it does not spend its first steps, and the other tasks', on getting there.
+
+    Args:
+        encoder: folder or hub id.
+        tasks: what to put heads on for.
+        dropout: probability for every dropout of encoder and heads; None keeps the encoder's own.
+        seed: of the heads' weights.
+        pretrained: whether to load the encoder's weights; without them only its configuration is read.
+
+    Raises:
+        UserError: if the encoder cannot be found or has no such head in `transformers`.
+    """
+    multitask_model = MultitaskModel()
+    for task in tasks:
+        config = _load_config(encoder)
+        if dropout is not None:
+            _set_dropout(config, dropout)
+        config.problem_type = task.type.problem_type
+        names = task.labels or ("score",)
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        torch.manual_seed(stable_seed(seed, task.name))
+        if pretrained:
+            model = _load_pretrained(encoder, task, config)
+            _reset_classifier(model)
+        else:
+            model = task.type.auto_class.from_config(config, dtype=torch.float32)
+        if task.type.name == "regression":
+            head = next(m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
+            nn.init.constant_(head.bias, task.mean)
+        multitask_model.add_task(task.name, model)
+    # Found out before anything is computed, so that every step of a run is computed in the same way.
+    of_types, modules = {task.type.name: task.name for task in tasks}, modules_to_call(multitask_model.encoder)
+    multitask_model.is_groupable = all(
+        can_compute_together(multitask_model.tasks[name], modules, kind == "multiple_choice")
+        for kind, name in of_types.items()
+    )
+    return multitask_model
+
+
+def _load_pretrained(encoder: str, task: Task, config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        model, loading = task.type.auto_class.from_pretrained(
+            encoder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"model.encoder: '{encoder}' for task {task.name}: {first_line(error)}") from error
+    shared = tuple(f"{model.base_model_prefix}.{name}." for name, _ in shared_children(model))
+    not_loaded = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+    absent = sorted(key for key in not_loaded if key.startswith(shared))
+    if absent:
+        raise UserError(
+            f"model.encoder: '{encoder}' lacks weights that its configuration asks for: "
+            f"{absent[0]} ({len(absent)} in all)"
+        )
+    return model
+
+
+def _reset_classifier(model: PreTrainedModel) -> None:
+    """Draws the output layers anew, also where the encoder's folder was saved from a task model and had its own."""
+    classifier = getattr(model, "classifier", None) or model.qa_outputs
+    assert isinstance(classifier, nn.Module)
+    for module in classifier.modules():
+        loaded: list[Any] = [module, *module.parameters(recurse=False)]
+        for part in loaded:
+            part._is_hf_initialized = False  # the mark that makes transformers leave it as it is
+        model._init_weights(module)
+
+
+def _load_config(encoder: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(encoder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.encoder: '{encoder}': {first_line(error)}") from error
+
+
+def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
+    """Sets every dropout probability that the family's configuration has, whatever it calls it."""
+    for key, value in config.to_dict().items():
+        if "dropout" in key and (value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))):
+            setattr(config, key, dropout)

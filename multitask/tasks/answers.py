@@ -1,0 +1,189 @@
+"""Question answering: the part of a context that answers a question; long contexts in overlapping windows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from ..data.columns import Layout, as_rows, text_at, value_at
+from ..errors import UserError
+from .encoding import sequence_columns
+
+MAX_ANSWER_TOKENS = 30  # as in the examples and pipelines of `transformers`
+
+
+STARTS, ENDS = 1, 2  # what a token's label is made of
+
+
+def encode_windows(
+    rows: dict[str, list],
+    numbers: list[int],
+    *,
+    where: str,
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> dict[str, list]:
+    """Tokenises a batch of questions with their contexts, as `encoding.encode_texts` does rows of texts.
+
+    A context that is too long for one sequence becomes several, which overlap, and each of them is a row of its own:
+    an example to train on, as usual since Devlin et al. 2019 (https://arxiv.org/abs/1810.04805, section 4.2). The
+    answer to find in a window that does not hold it is the first token, which stands for "none".
+
+    Returns:
+        Besides the columns of `sequence_columns`: `label`, for each token `STARTS` and `ENDS` added up where the
+        answer does, and 0 elsewhere; `example`, the number of the row that a window belongs to; `context`; `starts`
+        and `ends`, each token's first character in the context and the one behind its last, -1 outside of it;
+        `answers`, the texts that are right, one of them empty where there is none in the context.
+
+    Raises:
+        UserError: naming the row, for a missing question or context and for an answer that is not in its context.
+    """
+    if max_length < 16:
+        raise UserError(f"model.max_length: {max_length} is too short for question_answering, which needs 16 or more")
+    in_rows = as_rows(rows)
+    at = [f"{where} row {number}" for number in numbers]
+    questions = [text_at(row, layout.inputs[0], place) for row, place in zip(in_rows, at, strict=True)]
+    contexts = [text_at(row, layout.inputs[1], place) for row, place in zip(in_rows, at, strict=True)]
+    answers = [
+        [] if layout.label is None else _answers(value_at(row, layout.label), context, place)
+        for row, context, place in zip(in_rows, contexts, at, strict=True)
+    ]
+    shortened = [_shorten(question, tokenizer, max_length // 2 - 2) for question in questions]
+    encoded = tokenizer(
+        shortened,
+        contexts,
+        truncation="only_second",
+        max_length=max_length,
+        stride=min(128, max_length // 4),
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    of_row = encoded["overflow_to_sample_mapping"]
+    cut = [shortened[i] != questions[i] for i in of_row]
+    columns = sequence_columns(encoded, tokenizer, cut)
+    starts: list[list[int]] = []
+    ends: list[list[int]] = []
+    for window, offsets in enumerate(encoded["offset_mapping"]):
+        in_context = [part == 1 for part in encoded.sequence_ids(window)]
+        spans = [span if inside else (-1, -1) for span, inside in zip(offsets, in_context, strict=True)]
+        starts.append([start for start, _ in spans])
+        ends.append([end for _, end in spans])
+    columns |= {
+        "example": [numbers[i] for i in of_row],
+        "context": [contexts[i] for i in of_row],
+        "starts": starts,
+        "ends": ends,
+    }
+    if layout.label is None:
+        return columns
+    return columns | {
+        "label": [_token_labels(start, end, answers[i]) for start, end, i in zip(starts, ends, of_row, strict=True)],
+        "answers": [[text for text, _ in answers[i]] or [""] for i in of_row],
+    }
+
+
+def best_answers(logits: NDArray, windows: Mapping[str, Sequence]) -> Iterator[dict[str, Any]]:
+    """The most likely answer to each question over all windows of its context.
+
+    An answer is a run of at most `MAX_ANSWER_TOKENS` tokens of the context; it scores by the logit of its first token
+    as a start plus that of its last as an end. Where the first token of the sequence, which stands for "none", scores
+    higher in every window, there is no answer (SQuAD 2.0; Devlin et al. 2019, section 4.3).
+
+    Args:
+        logits: of start and end, shape (windows, tokens, 2).
+        windows: the columns of `encode_windows`; windows of one question stand together.
+
+    Returns:
+        For each question: `answer`, a text, empty for none; `start` and `end`, its characters in the context, None
+        where there is none; `score`, its probability among all runs of tokens.
+    """
+    numbers = np.asarray(windows["example"])
+    bounds = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1, append=numbers[-1] + 1))
+    for first, behind in pairwise(bounds.tolist()):
+        none = min(float(logits[window, 0].sum()) for window in range(first, behind))
+        scores = [_run_scores(logits[window], windows["starts"][window]) for window in range(first, behind)]
+        best = max(range(behind - first), key=lambda window: scores[window].max(initial=-np.inf))
+        score = max(none, float(scores[best].max(initial=-np.inf)))
+        total = np.logaddexp.reduce(np.concatenate([[none], *(of_window.ravel() for of_window in scores)]))
+        found: dict[str, Any] = {"answer": "", "start": None, "end": None}
+        if score > none:
+            length, token = np.unravel_index(scores[best].argmax(), scores[best].shape)
+            context = windows["context"][first]
+            start, end = windows["starts"][first + best][token], windows["ends"][first + best][token + length]
+            start += len(context[start:end]) - len(context[start:end].lstrip())  # a space counted to its word
+            found = {"answer": context[start:end], "start": int(start), "end": int(end)}
+        yield found | {"score": float(np.exp(score - total))}
+
+
+def _run_scores(logits: NDArray, starts: Sequence[int]) -> NDArray:
+    """The score of the run from each token (column) over so many further ones (row); -inf outside of the context."""
+    inside = np.asarray(starts) >= 0
+    start, end = np.where(inside[:, None], logits[: len(starts)], -np.inf).T
+    scores = np.full((min(MAX_ANSWER_TOKENS, len(starts)), len(starts)), -np.inf)
+    for further in range(len(scores)):
+        scores[further, : len(starts) - further] = start[: len(starts) - further] + end[further:]
+    return scores
+
+
+def _shorten(question: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
+    """The question up to so many tokens, so that its context has room; nearly every question is short enough."""
+    if len(question.encode()) <= max_tokens:
+        return question
+    offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return question if len(offsets) <= max_tokens else question[: offsets[max_tokens - 1][1]]
+
+
+def _answers(value: Any, context: str, at: str) -> list[tuple[str, int]]:
+    """Each right answer with its first character in the context, -1 if it is not there; none if there is no answer.
+
+    Written as SQuAD's {"text": [...], "answer_start": [...]}, as a list of {"text", "answer_start"} or of texts, or as
+    one text, which is looked for.
+    """
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        starts = value.get("answer_start") or [None] * len(value["text"])
+        if len(starts) != len(value["text"]):
+            raise UserError(f"{at}: {len(value['text'])} answers with {len(starts)} starts")
+        value = [{"text": text, "answer_start": start} for text, start in zip(value["text"], starts, strict=True)]
+    items = [item for item in (value if isinstance(value, list) else [value]) if item not in (None, "")]
+    found = []
+    for item in items:
+        text, start = (item.get("text"), item.get("answer_start")) if isinstance(item, dict) else (item, None)
+        if isinstance(text, (int, float)) and not isinstance(text, bool):
+            text = str(text)  # a file whose answers are all numbers
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{at}: answer {item!r} has no text")
+        if start is not None and (isinstance(start, str) or int(start) != start):
+            raise UserError(f"{at}: answer_start {start!r} is not a whole number")
+        start = None if start is None else int(start)
+        if start is not None and context[start : start + len(text)] != text:
+            there = context[start : start + len(text)]
+            raise UserError(
+                f"{at}: answer {text!r} is not in its context at character {start}, where {there!r} stands"
+            )
+        start = context.find(text) if start is None else start
+        spaces = len(text) - len(text.lstrip()) if start >= 0 else 0  # no token begins or ends with them
+        found.append((text.strip(), start + spaces))
+    if found and all(start < 0 for _, start in found):
+        raise UserError(f"{at}: answer {found[0][0]!r} is not in its context")
+    return found
+
+
+def _token_labels(starts: Sequence[int], ends: Sequence[int], answers: Sequence[tuple[str, int]]) -> list[int]:
+    """The label of each token of a window, for the first of the answers that stands in the context."""
+    labels = [0] * len(starts)
+    for text, start in answers:
+        if start >= 0:
+            inside = [
+                token for token, end in enumerate(ends) if end > start and 0 <= starts[token] < start + len(text)
+            ]
+            if inside and starts[inside[0]] <= start and ends[inside[-1]] >= start + len(text):
+                labels[inside[0]] += STARTS
+                labels[inside[-1]] += ENDS
+                return labels
+            break
+    labels[0] = STARTS + ENDS
+    return labels

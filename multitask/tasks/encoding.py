@@ -1,0 +1,146 @@
+"""How a row of texts becomes tokenised sequences and something to predict.
+
+Types that predict something of each token have modules of their own, `words.py` and `answers.py`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..data.columns import Layout, _text, as_rows, is_missing, label_text, number_of, text_at, value_at
+from ..errors import UserError
+
+
+def encode_texts(
+    rows: dict[str, list],
+    numbers: list[int],
+    *,
+    where: str,
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> dict[str, list]:
+    """Tokenises a batch of rows.
+
+    A row of a multiple-choice task becomes one sequence per choice: (input, choice), or with two inputs
+    (first input, second input + choice), as in the SWAG example of `transformers`.
+
+    Args:
+        rows: columns with one value a row.
+        numbers: each row's number in its split, for error messages.
+        where: the task and the split, for error messages.
+        layout: where in a row the things are.
+        tokenizer: the encoder's.
+        max_length: in tokens; longer sequences are cut, the longest part first.
+
+    Returns:
+        `input_ids` and what else the encoder reads: a list of sequences per row; `label`, or without labels `choices`,
+        the names of a row's choices; `length`, tokens of the longest sequence; `tokens` of all sequences;
+        `truncated`, how many sequences were cut.
+
+    Raises:
+        UserError: naming the split and the row, for a missing text or label, an unknown label, a missing choice.
+    """
+    firsts: list[str] = []
+    seconds: list[str] = []
+    labels: list[Any] = []
+    choices: list[list[str]] = []
+    for number, row in zip(numbers, as_rows(rows), strict=True):
+        at = f"{where} row {number}"
+        texts = [text_at(row, column, at) for column in layout.inputs]
+        known = layout.label_numbers
+        if layout.task_type == "multiple_choice":
+            options = _choices(row, layout, at)
+            firsts += [texts[0]] * len(options)
+            seconds += [" ".join([*texts[1:], option]) for option in options]
+            if layout.choice_labels and (layout.label is not None or value_at(row, layout.choice_labels) is not None):
+                known = _choice_numbers(row, layout, at)
+            choices.append(list(known) if len(known) == len(options) and layout.choice_labels else options)
+        else:
+            firsts.append(texts[0])
+            seconds += texts[1:]
+        if layout.label is not None:
+            labels.append(_label(row, layout, known, at))
+
+    encoded = tokenizer(firsts, seconds or None, truncation="longest_first", max_length=max_length)
+    cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
+    columns = sequence_columns(encoded, tokenizer, cut, layout.num_choices or 1)
+    if layout.label is not None:
+        return columns | {"label": labels}
+    return columns | ({"choices": choices} if choices else {})
+
+
+def sequence_columns(
+    encoded: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cut: list[bool], per_row: int = 1
+) -> dict[str, list]:
+    """What every type of task keeps of its sequences.
+
+    Args:
+        encoded: what the tokenizer made, one list a sequence.
+        tokenizer: for the names of what the encoder reads.
+        cut: whether a sequence lost some of its text.
+        per_row: sequences in a row.
+    """
+    ids = encoded["input_ids"]
+    starts = range(0, len(ids), per_row)
+    lengths = [len(sequence) for sequence in ids]
+    names = [name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names]
+    return {name: [list(encoded[name][i : i + per_row]) for i in starts] for name in names} | {
+        "length": [max(lengths[i : i + per_row]) for i in starts],
+        "tokens": [sum(lengths[i : i + per_row]) for i in starts],
+        "truncated": [sum(cut[i : i + per_row]) for i in starts],
+    }
+
+
+def _label(row: dict[str, Any], layout: Layout, known: Mapping[str, int], at: str) -> Any:
+    """A number, the number of a class, or 0 and 1 for each of several labels."""
+    assert layout.label is not None
+    value = value_at(row, layout.label)
+    if is_missing(value) or value == "":
+        raise UserError(f"{at}: the label in column '{layout.label}' is empty")
+    if layout.task_type == "regression":
+        return _finite(value, layout.label, at)
+    if layout.task_type == "multi_label_classification":
+        if not isinstance(value, list):
+            raise UserError(f"{at}: column '{layout.label}' holds {value!r}, not a list of labels")
+        present = {number_of(item, layout, known, at) for item in value}
+        return [float(number in present) for number in range(len(known))]
+    if layout.task_type == "multiple_choice" and isinstance(value, bool) and not layout.choice_labels:
+        value = int(value)
+    return number_of(value, layout, known, at)
+
+
+def _finite(value: Any, column: str, at: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{at}: label {value!r} in column '{column}' is not a finite number")
+    return number
+
+
+def _choices(row: dict[str, Any], layout: Layout, at: str) -> list[str]:
+    choices = layout.choices
+    assert choices is not None
+    found = value_at(row, choices) if isinstance(choices, str) else [value_at(row, column) for column in choices]
+    if not isinstance(found, list) or len(found) != layout.num_choices:
+        count = len(found) if isinstance(found, list) else "no"
+        raise UserError(
+            f"{at}: {count} choices, where the first row of train has {layout.num_choices}; all need the same"
+        )
+    name = choices if isinstance(choices, str) else ", ".join(choices)
+    return [_text(option, name, at) for option in found]
+
+
+def _choice_numbers(row: dict[str, Any], layout: Layout, at: str) -> dict[str, int]:
+    assert layout.choice_labels is not None
+    names = value_at(row, layout.choice_labels)
+    if not isinstance(names, list):
+        raise UserError(f"{at}: column '{layout.choice_labels}' holds {names!r}, not the names of the choices")
+    known = {label_text(name): i for i, name in enumerate(names[: layout.num_choices])}
+    if len(known) < len(names[: layout.num_choices]):
+        raise UserError(f"{at}: column '{layout.choice_labels}' holds {names!r}, a name twice")
+    return known

@@ -1,0 +1,85 @@
+"""What a task reads of a row that may have been made for another one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..config.schema import TaskConfig
+from ..data.columns import Layout, value_at
+from ..errors import UserError, hint
+from .words import split_words
+
+# What a task's inputs may also be called, for rows that are meant for several tasks.
+TEXT_NAMES = (("text",), ("text_pair",))
+
+
+OTHER_NAMES = {
+    "token_classification": (("words", "text"),),
+    "question_answering": (("question", "text"), ("context", "text_pair")),
+}
+
+
+def shared_layout(config: TaskConfig, num_labels: int) -> Layout:
+    """Where things are in what `fields_of` returns; equal for tasks that read the same of a row."""
+    inputs = tuple(names[0] for names in OTHER_NAMES.get(config.type, TEXT_NAMES))[: len(config.inputs)]
+    if config.type != "multiple_choice":
+        return Layout("any", inputs)
+    return Layout(config.type, inputs, choices="choices", choice_labels="names", num_choices=num_labels)
+
+
+def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels: int) -> dict[str, Any]:
+    """What a task reads of a row, under names that are the same for all tasks.
+
+    Raises:
+        UserError: for a field that is missing or holds something else; the words that follow "row N".
+    """
+    if not isinstance(row, Mapping):
+        raise UserError(f"is {row!r}, not a mapping of fields")
+    found: dict[str, Any] = {}
+    for own, others in zip(config.inputs, OTHER_NAMES.get(config.type, TEXT_NAMES), strict=False):
+        name, value = next(
+            ((n, value) for n in (own, *others) if (value := value_at(dict(row), n)) is not None), (own, None)
+        )
+        if value is None:
+            also = " or ".join(f"'{other}'" for other in others if other != own)
+            raise UserError(f"lacks the field '{own}' (or {also}) that task {task} reads{hint(own, row, 'fields')}")
+        if config.type == "token_classification":
+            value = split_words(value)
+            if not isinstance(value, list) or not value or any(isinstance(w, (list, dict, type(None))) for w in value):
+                raise UserError(f"holds {value!r} in field '{name}', which are no words for task {task}")
+        elif isinstance(value, (list, dict, bytes)):
+            raise UserError(f"holds a {type(value).__name__} in field '{name}', not a text for task {task}")
+        if not _is_unicode(value):
+            raise UserError(f"holds half a character in field '{name}', which is no Unicode")
+        found[others[0]] = value
+    if config.type == "multiple_choice":
+        found |= _choices(task, config, row, num_labels)
+    return found
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        return str(value).encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _choices(task: str, config: TaskConfig, row: Mapping[str, Any], num_choices: int) -> dict[str, Any]:
+    own = [config.choices] if isinstance(config.choices, str) else config.choices or []
+    choices = value_at(dict(row), own[0]) if len(own) == 1 else [value_at(dict(row), column) for column in own]
+    if not isinstance(choices, list) or None in choices:
+        choices = row.get("choices")
+    if choices is None:
+        raise UserError(
+            f"lacks the field '{', '.join(own)}' (or 'choices') that task {task} reads{hint(own[0], row, 'fields')}"
+        )
+    if (
+        not isinstance(choices, list)
+        or len(choices) != num_choices
+        or any(isinstance(c, (list, dict, bytes, type(None))) for c in choices)
+    ):
+        raise UserError(f"holds {choices!r} as choices, not a list of {num_choices} texts for task {task}")
+    if not _is_unicode("".join(map(str, choices))):
+        raise UserError("holds half a character in its choices, which is no Unicode")
+    names = value_at(dict(row), config.choice_labels) if config.choice_labels else None
+    is_named = isinstance(names, list) and None not in names and len(set(map(str, names))) == num_choices
+    return {"choices": choices, "names": names if is_named else None}

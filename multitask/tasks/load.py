@@ -1,0 +1,176 @@
+"""A task ready to train: its rows tokenised once, cached by `datasets`, its labels known."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets.fingerprint import Hasher
+from transformers import PreTrainedTokenizerBase
+
+from ..config.schema import TaskConfig
+from ..data import columns as encoding
+from ..data.columns import Layout
+from ..data.sources import load_splits
+from ..data.split import COUNTS, Split
+from ..errors import UserError
+from ..utils import stable_seed
+from . import answers, words
+from .base import TASK_TYPES, Task, TaskType
+from .labels import are_hidden, labels_of, leaf_type, metrics_of
+
+
+@dataclass(frozen=True)
+class TaskData(Task):
+    """A task with its rows.
+
+    Args:
+        metrics: names of the metrics to report.
+        weight: factor on the loss of each example.
+        train: rows to train on.
+        validation: rows to evaluate on, if there are any.
+    """
+
+    metrics: tuple[str, ...] = ()
+    weight: float = 1.0
+    _: KW_ONLY
+    train: Split
+    validation: Split | None
+
+    def num_rows(self) -> dict[str, int]:
+        """Rows of the dataset in each split."""
+        return {
+            "train": self.train.num_examples,
+            "validation": self.validation.num_examples if self.validation else 0,
+        }
+
+
+def load_task(
+    name: str,
+    config: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    data_root: str | None = None,
+    num_proc: int | None = None,
+    tokenizer_hash: str | None = None,
+) -> TaskData:
+    """Loads, checks and tokenises a task; from the second time on, out of the cache of `datasets`.
+
+    `tokenizer_hash` is that of all the tokenizer is made of, which takes a quarter of a second where it knows 30,000
+    words; None computes it.
+
+    Raises:
+        UserError: for whatever the dataset does not hold or holds wrong, naming the split, the column or the row.
+    """
+    task_type = TASK_TYPES[config.type]
+    splits = load_splits(name, config, data_root)
+    train, validation = splits["train"], splits.get("validation")
+    if validation is not None and are_hidden(config.label, validation, train):
+        validation = None
+    labels = labels_of(name, config, train)
+    metrics = metrics_of(name, config, labels)
+    layout = layout_of(config, labels, is_numbered=isinstance(leaf_type(train.features, config.label), ClassLabel))
+    features = Features({"input_ids": List(List(Value("int32")))})
+    if "token_type_ids" in tokenizer.model_input_names:
+        features["token_type_ids"] = List(List(Value("int8")))
+    features |= task_type.columns | {count: Value("int32") for count in COUNTS}
+
+    tokenizer_hash = tokenizer_hash or Hasher.hash(tokenizer)
+    source = [inspect.getsource(module) for module in (encoding, words, answers)]
+
+    def tokenise(dataset: Dataset, split: str, most: int | None) -> Split:
+        dataset = dataset.select(range(min(most or len(dataset), len(dataset))))
+        where = f"tasks.{name}: {split}"
+        made_of = (dataset._fingerprint, source, where, layout, tokenizer_hash, max_length)
+        encoded = dataset.map(
+            task_type.encode,
+            batched=True,
+            with_indices=True,
+            remove_columns=dataset.column_names,
+            features=features,  # given, lest a column that keeps its name keep its type
+            fn_kwargs={"where": where, "layout": layout, "tokenizer": tokenizer, "max_length": max_length},
+            # By itself, `datasets` knows the code by its name alone, and pickles the tokenizer for every split.
+            new_fingerprint=f"{stable_seed(*made_of):016x}",
+            num_proc=num_proc,
+            desc=f"Tokenising {name} {split}",
+        )
+        return as_split(encoded, layout.num_choices or 1, task_type, len(dataset))
+
+    train_split = tokenise(train, config.train_split, config.max_train_examples)
+    return TaskData(
+        name=name,
+        type=task_type,
+        labels=labels,
+        mean=float(np.mean(train_split.rows["label"])) if config.type == "regression" else 0.0,
+        metrics=metrics,
+        weight=config.weight,
+        train=train_split,
+        validation=validation and tokenise(validation, str(config.validation_split), config.max_eval_examples),
+    )
+
+
+def load_tasks(
+    configs: Mapping[str, TaskConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    data_root: str | None,
+    num_proc: int | None,
+    accelerator: Accelerator,
+) -> list[TaskData]:
+    """Loads all tasks; what the first process of a machine has tokenised, the others read from its cache.
+
+    Raises:
+        UserError: as `load_task`, on every process that finds the mistake.
+    """
+    mistake, tokenizer_hash = None, Hasher.hash(tokenizer)
+    with accelerator.local_main_process_first():
+        try:
+            tasks = [
+                load_task(name, config, tokenizer, max_length, data_root, num_proc, tokenizer_hash)
+                for name, config in configs.items()
+            ]
+        except UserError as error:
+            mistake = error
+    if mistake:  # raised where no process waits for another
+        raise mistake
+    return tasks
+
+
+def layout_of(config: TaskConfig, labels: tuple[str, ...], is_numbered: bool) -> Layout:
+    """Where in a task's rows the things are.
+
+    Args:
+        config: the task's.
+        labels: names of its labels.
+        is_numbered: whether rows hold the numbers of the labels, not their names.
+    """
+    is_choice = config.type == "multiple_choice"
+    return Layout(
+        task_type=config.type,
+        inputs=tuple(config.inputs),
+        label=config.label,
+        label_numbers={str(i) if is_numbered or is_choice else label: i for i, label in enumerate(labels)},
+        choices=tuple(config.choices) if isinstance(config.choices, list) else config.choices,
+        choice_labels=config.choice_labels,
+        num_choices=len(labels) if is_choice else None,
+    )
+
+
+def as_split(encoded: Dataset, sequences: int, task_type: TaskType, num_examples: int) -> Split:
+    """Parts what a type's `encode` made into what the model reads and what is known about it."""
+    length, tokens, truncated = (np.asarray(encoded.data.column(count)) for count in COUNTS)
+    read = [column for column in ("input_ids", "token_type_ids", "label") if column in encoded.column_names]
+    label = task_type.columns["label"]
+    return Split(
+        rows=encoded.select_columns(read),
+        notes=encoded.remove_columns([*read, *COUNTS]),
+        sequences=sequences,
+        label_dtype=getattr(torch, (label.feature if isinstance(label, List) else label).dtype),
+        length=length,
+        tokens=tokens,
+        truncated=int(truncated.sum()),
+        num_examples=num_examples,
+    )

@@ -1,0 +1,180 @@
+"""The run in pictures: one page without scripts, which opens from disk and asks nobody for anything."""
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+import yaml
+from markupsafe import Markup
+
+from . import charts
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy")
+
+
+Curves = dict[str, charts.Curve]
+
+
+def page(folder: Path, config: Mapping[str, Any], shares: Mapping[str, float], environment: Mapping[str, str]) -> str:
+    """The report of a run as HTML, from the files in its folder.
+
+    Args:
+        folder: of the run, with metrics.jsonl and, once evaluated, predictions.json.
+        config: of the run, as others may see it.
+        shares: each task's share of the examples, as planned.
+        environment: what it runs on: name -> value.
+    """
+    curves = read_curves(folder / "metrics.jsonl")
+    predictions = _read(folder / "predictions.json") or {"step": None, "tasks": {}}
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("report.html.jinja")
+    return template.render(
+        name=folder.resolve().name,
+        step=max((int(steps[-1]) for steps, _ in curves.values()), default=0),
+        written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        results=_results(curves, list(shares)),
+        overview=_overview(curves, shares),
+        tasks=[_task(name, curves, predictions["tasks"].get(name)) for name in shares],
+        evaluated_at=predictions["step"],
+        agreement=agreement(curves),
+        config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+        environment=environment,
+    )
+
+
+def describe_environment(devices: int, device: torch.device, precision: str) -> dict[str, str]:
+    """What a run runs on, by name."""
+    model = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return {
+        "devices": f"{devices} × {model}",
+        "precision": precision,
+        "processors": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+    } | {package: version(package) for package in PACKAGES}
+
+
+def read_curves(path: Path) -> Curves:
+    """Every number of a metrics.jsonl over its steps, by name."""
+    points: dict[str, dict[int, float]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        values = json.loads(line)
+        step = values.pop("step")
+        for name, value in values.items():
+            if value is not None:
+                points.setdefault(name, {})[step] = value
+    return {name: (sorted(of), [of[step] for step in sorted(of)]) for name, of in points.items()}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _results(curves: Curves, tasks: list[str]) -> list[dict[str, Any]]:
+    """Rows of the table of results: each metric at the first, the best and the last evaluation."""
+    names = [name for task in tasks for name in curves if name.startswith(f"eval/{task}/")]
+    names += ["eval/average"] if "eval/average" in curves else []
+    rows = []
+    for name in names:
+        values = curves[name][1]
+        best = min(values) if name.endswith("/mse") else max(values)
+        task, _, metric = name.removeprefix("eval/").partition("/")
+        rows.append({"task": task, "metric": metric, "first": values[0], "best": best, "last": values[-1]})
+    return rows
+
+
+def _picked(curves: Curves, names: Mapping[str, str]) -> Curves:
+    """Curves under other names: {shown: logged}."""
+    return {shown: curves[logged] for shown, logged in names.items() if logged in curves}
+
+
+def _overview(curves: Curves, shares: Mapping[str, float]) -> list[tuple[str, Markup]]:
+    """Charts of the whole run with their captions."""
+    tasks = list(shares)
+    drawn: list[tuple[str, Markup]] = []
+
+    def add(caption: str, chosen: Curves, unit: str = "") -> None:
+        if chosen:
+            drawn.append((caption, charts.lines(caption, chosen, unit)))
+
+    add("Training loss", _picked(curves, {"all": "train/loss"} | {task: f"train/{task}/loss" for task in tasks}))
+    firsts = {task: next((n for n in curves if n.startswith(f"eval/{task}/")), "") for task in tasks}
+    means = {f"{task} {name.rpartition('/')[2]}": name for task, name in firsts.items()}
+    add("Validation", _picked(curves, {"average": "eval/average"} | means))
+    given = {task: curves[f"train/{task}/examples"][1][-1] for task in tasks if f"train/{task}/examples" in curves}
+    if total := sum(given.values()):
+        pairs = {task: (shares[task], given.get(task, 0) / total) for task in tasks}
+        caption = "Share of the examples"
+        drawn.append((caption, charts.bars(caption, ("planned", "realised"), pairs, stacked=False)))
+    add("Learning rate", _picked(curves, {"learning rate": "train/learning_rate"}))
+    add("Gradient norm, before clipping", _picked(curves, {"norm": "train/grad_norm"}))
+    add("Tokens per second", _picked(curves, {"tokens": "train/tokens_per_second"}))
+    add("Padding, share of the tokens", _picked(curves, {"padding": "train/padding_share"}))
+    saved = {"saving": "checkpoint/seconds", "upload": "checkpoint/upload_seconds"}
+    add("Checkpoints", _picked(curves, saved), "seconds")
+    return drawn
+
+
+def _task(name: str, curves: Curves, predictions: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A task's charts with their captions, and its rows to read."""
+    drawn = []
+    metrics = {logged.rpartition("/")[2]: logged for logged in curves if logged.startswith(f"eval/{name}/")}
+    if metrics:
+        drawn.append(("Validation", charts.lines(f"{name}: validation", _picked(curves, metrics))))
+    if predictions:
+        picture = predictions["picture"]
+        kind, title = picture["kind"], f"{name}: predictions"
+        if kind == "scatter":
+            drawn.append(("Predicted and right", charts.scatter(title, picture["true"], picture["predicted"])))
+        elif kind == "bars":
+            drawn.append(("Validation rows", charts.bars(title, picture["segments"], picture["bars"])))
+        else:
+            counts, labels = picture["counts"], picture["labels"]
+            shade = [[count / max(sum(of_row), 1) for count in of_row] for of_row in counts]
+            texts = [[str(count) for count in of_row] for of_row in counts]
+            caption = "Right (rows) and predicted (columns)"
+            caption += f"; {picture['others']:,} with other labels" if picture["others"] else ""
+            drawn.append((caption, charts.heat(title, labels, labels, shade, texts, ("right", "predicted"))))
+    predictions = predictions or {"mistakes": [], "watched": [], "type": ""}
+    return {"name": name, "charts": drawn} | {key: predictions[key] for key in ("type", "mistakes", "watched")}
+
+
+def agreement(curves: Curves) -> list[tuple[str, Markup]]:
+    """Charts of the cosines between the tasks' gradients, logged as `agreement/[PART/]TASK/TASK`; none without."""
+    of_parts: dict[str, dict[tuple[str, str], str]] = {}
+    for name in curves:
+        words = name.split("/")
+        if words[0] == "agreement" and len(words) in (3, 4):
+            of_parts.setdefault("" if len(words) == 3 else words[1], {})[words[-2], words[-1]] = name
+    drawn = []
+    if whole := of_parts.pop("", {}):
+        tasks = list(dict.fromkeys(task for pair in whole for task in pair))
+        last = {pair: curves[name][1][-1] for pair, name in whole.items()}
+        cosines = [[1.0 if a == b else last.get((a, b), last.get((b, a), 0.0)) for b in tasks] for a in tasks]
+        texts = [[f"{cosine:.2f}" for cosine in of_row] for of_row in cosines]
+        drawn.append(("Last", charts.heat("Agreement of the tasks' gradients", tasks, tasks, cosines, texts)))
+        over_time = {f"{a}, {b}": curves[name] for (a, b), name in whole.items()}
+        drawn.append(("Over the steps", charts.lines("Agreement over the steps", over_time, "cosine")))
+    if of_parts:
+        pairs = list(dict.fromkeys(pair for part in of_parts.values() for pair in part))
+        parts = sorted(of_parts, key=lambda part: (not part.startswith("emb"), len(part), part))
+        cosines = [
+            [curves[of_parts[part][pair]][1][-1] if pair in of_parts[part] else 0.0 for pair in pairs]
+            for part in parts
+        ]
+        texts = [[f"{cosine:.2f}" for cosine in of_row] for of_row in cosines]
+        columns = [f"{a}, {b}" for a, b in pairs]
+        drawn.append(("By layer", charts.heat("Agreement by layer", parts, columns, cosines, texts)))
+    return drawn

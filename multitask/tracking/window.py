@@ -1,0 +1,53 @@
+"""The numbers of a run, named as they are logged."""
+
+from dataclasses import dataclass, field
+
+from ..data.packing import Step
+from ..tasks.metrics import Results, average
+
+
+@dataclass
+class LogWindow:
+    """Sums over the steps since the last logged one."""
+
+    loss: float = 0.0
+    steps: int = 0
+    task_losses: dict[str, float] = field(default_factory=dict)
+    task_examples: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    padded_tokens: int = 0
+    seconds: float = 0.0
+
+    def add(
+        self, step: Step, loss: float, task_losses: dict[str, float], padded_tokens: float, seconds: float
+    ) -> None:
+        """Adds a step: its weighted mean loss, each task's sum of example losses, and what it took.
+
+        Args:
+            padded_tokens: those that the encoder computed over all devices, padding included.
+            seconds: of the step.
+        """
+        self.loss += loss
+        self.steps += 1
+        for task, num_examples in step.examples.items():
+            self.task_losses[task] = self.task_losses.get(task, 0.0) + task_losses[task]
+            self.task_examples[task] = self.task_examples.get(task, 0) + num_examples
+        self.tokens += step.tokens
+        self.padded_tokens += int(padded_tokens)
+        self.seconds += seconds
+
+    def values(self) -> dict[str, float]:
+        """Means over the window; a task without examples in it has no loss."""
+        values = {"train/loss": self.loss / self.steps}
+        for task, num_examples in self.task_examples.items():
+            if num_examples:
+                values[f"train/{task}/loss"] = self.task_losses[task] / num_examples
+        values["train/tokens_per_second"] = self.tokens / self.seconds
+        values["train/padding_share"] = 1 - self.tokens / self.padded_tokens
+        return values
+
+
+def evaluation_values(results: Results) -> dict[str, float]:
+    """The results of an evaluation under the names that they are logged with."""
+    values = {f"eval/{task}/{name}": value for task, metrics in results.items() for name, value in metrics.items()}
+    return values | {"eval/average": average(results)}

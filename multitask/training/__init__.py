@@ -1,0 +1,1 @@
+"""Parts of the loop: optimizer, loss weighting, gradient similarity, early stopping, processes, signals."""

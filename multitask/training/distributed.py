@@ -1,0 +1,115 @@
+"""How many processes there are and on what; what one of them does for all; weights of which each holds a part."""
+
+import ctypes
+import os
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    is_torch_xla_available,
+    parse_flag_from_env,
+)
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..errors import UserError
+
+
+def from_main_process(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
+    """What `work()` gives on the main process, on all; it may look and write where one process must do so for all.
+
+    Raises:
+        UserError: on all processes, if it was raised on the main one.
+    """
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = work()
+        except UserError as error:
+            found[1] = str(error)
+    result, mistake = broadcast_object_list(found)
+    if mistake:
+        raise UserError(mistake)
+    return result
+
+
+def start_accelerator() -> Accelerator:
+    """Accelerate on what the launch configuration asks for; without one, on what there is.
+
+    Raises:
+        UserError: if it asks for an accelerator that is not there.
+    """
+    there = torch.accelerator.is_available() or is_torch_xla_available()
+    launched = "ACCELERATE_DYNAMO_BACKEND" in os.environ  # which `accelerate launch` sets always
+    if launched and not there and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise UserError(
+            "the launch configuration asks for a GPU or a TPU, and PyTorch finds none; accelerate_configs/cpu.yaml "
+            "trains on the CPU (as does ACCELERATE_USE_CPU=true in the environment)"
+        )
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise UserError(
+            f"num_processes: {processes} on this machine, which has {torch.cuda.device_count()} GPUs; "
+            f"--num_processes takes the number of GPUs of all machines"
+        )
+    # Without `cpu`, Accelerate would take several processes on CPUs for as many runs of one process each.
+    accelerator = Accelerator(cpu=not there)
+    if not there and accelerator.num_processes > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        # Accelerate shares weights out among GPUs only; the processes of a CPU can do so too.
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        if accelerator.mixed_precision != "no":
+            accelerator.state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError("fsdp_version: 1 is not supported; 2 is, as in accelerate_configs/fsdp.yaml")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep the memory that tensors free, for those of the next step.
+
+    By itself glibc gives large blocks back to the kernel, which hands every page out anew and zeroed: thousands of
+    page faults a step, about 5 % of the time of a step of MiniLM; kept, they make its peak 3 % higher. (PyTorch's
+    performance tuning guide has other allocators for the same reason, which must be installed.) Other C libraries are
+    left as they are.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
+    if platform.libc_ver()[0] == "glibc":
+        c_library = ctypes.CDLL(None)
+        c_library.mallopt(m_mmap_max, 0)
+        c_library.mallopt(m_trim_threshold, -1)  # never
+
+
+def check_share(batch_size: int, num_processes: int) -> None:
+    """Whether each process gets an example of a step.
+
+    Raises:
+        UserError: if there are too few.
+    """
+    if batch_size < num_processes:
+        raise UserError(
+            f"training.batch_size: {batch_size} examples a step cannot be shared by {num_processes} processes; "
+            f"it must be at least {num_processes}, or the processes fewer"
+        )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; where it is shared out, every process must ask for it at the same time."""
+    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+@torch.no_grad()
+def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, cut up as a parameter of its shape is; otherwise all, on its device."""
+    tensor = tensor.to(like.device)
+    if isinstance(like, DTensor) and tensor.shape == like.shape:
+        return distribute_tensor(tensor, like.device_mesh, like.placements)
+    return tensor

@@ -1,0 +1,243 @@
+"""How much each task's loss counts in a step: as configured, by the number of classes, learned, or levelled.
+
+The loss of a step is the sum over its examples of weight * factor * example loss, divided by the batch size; the
+weight is the configuration's, the factor is what the methods here choose. Whatever they choose it from is summed over
+all passes and processes first, or is a sum over examples itself, so that neither makes a difference.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model.multitask import MultitaskModel
+from ..tasks.load import TaskData
+from .distributed import whole
+
+
+class LossBalancing:
+    """Factors that stay as they are (`static` with ones, `size_of_label_space`); what the other methods begin from.
+
+    A step calls `begin`, `terms` in each pass, and `end`.
+
+    Args:
+        weights: of each task, from the configuration.
+        batch_size: examples in a step, over all tasks and processes.
+        factors: of each task; ones without them.
+    """
+
+    def __init__(self, weights: Mapping[str, float], batch_size: int, factors: Mapping[str, float] | None = None):
+        self.weights, self.batch_size = dict(weights), batch_size
+        self.factors = dict(factors or dict.fromkeys(weights, 1.0))
+
+    def begin(
+        self, examples: Mapping[str, int], num_passes: int, pass_losses: Callable[[int], Mapping[str, Tensor]]
+    ) -> None:
+        """Before the passes of a step.
+
+        Args:
+            examples: of each task in the step, over all processes.
+            num_passes: on every process.
+            pass_losses: number of a pass -> each task's sum of example losses in that pass of this process, by the
+                weights of the moment and with the dropout of that pass.
+        """
+
+    def terms(self, sums: Mapping[str, Tensor], rows: Mapping[str, int]) -> list[Tensor]:
+        """What each task adds to the loss in a pass of this process; the passes of all processes sum to the loss.
+
+        Args:
+            sums: of each task's example losses in the pass, scalars with gradients.
+            rows: how many examples of each task the pass has.
+
+        Returns:
+            A scalar for each task.
+        """
+        factors = {task: self.weights[task] * self.factors.get(task, 0.0) for task in sums}
+        return [factors[task] * total / self.batch_size for task, total in sums.items()]
+
+    def end(self) -> None:
+        """After the update."""
+
+    def values(self) -> dict[str, float]:
+        """What the loss of each example of a task counts, for the log; nothing if it is what was configured."""
+        return {f"train/{task}/loss_weight": self.weights[task] * factor for task, factor in self.factors.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the model's parameters; JSON writes and reads it without loss."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state` gave."""
+
+
+class Static(LossBalancing):
+    """The configured weights alone."""
+
+    def values(self) -> dict[str, float]:
+        return {}
+
+
+class Uncertainty(LossBalancing):
+    """Homoscedastic uncertainty, learned (Kendall, Gal and Cipolla 2018, arXiv:1705.07115, equations 7 and 10).
+
+    An example's loss L becomes L / (2 sigma^2) + log sigma for a regression and L / sigma^2 + log sigma otherwise,
+    with sigma of its task. What is learned is s = log sigma^2, from 0, for which the paper gives its reason: no
+    division, no sigma below zero. As both parts are summed over examples, an idle task has neither.
+
+    Args:
+        weights: of each task; on both parts of an example's loss.
+        batch_size: examples in a step.
+        model: holds each task's s, which its optimizer trains.
+        regressions: the tasks that are regressions.
+    """
+
+    def __init__(self, weights: Mapping[str, float], batch_size: int, model: MultitaskModel, regressions: set[str]):
+        super().__init__(weights, batch_size)
+        self.model, self.scales = model, {task: 0.5 if task in regressions else 1.0 for task in weights}
+
+    def terms(self, sums: Mapping[str, Tensor], rows: Mapping[str, int]) -> list[Tensor]:
+        terms = []
+        for task, total in sums.items():
+            s = self.model.log_variance(task)
+            loss = self.scales[task] * torch.exp(-s) * total + rows[task] * s / 2
+            terms.append(self.weights[task] * loss.sum() / self.batch_size)
+        return terms
+
+    def values(self) -> dict[str, float]:
+        self.factors = {
+            task: scale * math.exp(-float(whole(self.model.log_variance(task)))) for task, scale in self.scales.items()
+        }
+        return super().values()
+
+
+class Famo(LossBalancing):
+    """FAMO: all losses fall at the same rate (Liu et al. 2023, arXiv:2306.03792, algorithm 1).
+
+    With z the softmax of the tasks' logits and l_t the mean loss of task t in the step, the loss of the step is
+    sum_t weight_t * q_t * l_t with q_t = (z_t / l_t) / sum_u (z_u / l_u), so the configured shares do not count and
+    the losses' scales neither. After the update the same examples give new losses; d_t = log l_t - log l'_t is how far
+    each has fallen, and the logits follow Adam along dz/dlogits * d + decay * logits, which favours what fell least.
+
+    Costs, for any number of tasks, one forward without gradients after each update, and another one before a step of
+    several passes, whose losses must be known before the first backward. Tasks without examples in a step are left out
+    of its softmax, and their logits, with what Adam knows of them, as they are.
+
+    Args:
+        weights: of each task, on top of the method's.
+        batch_size: examples in a step.
+        reduce: sums a tensor over the processes.
+        rate: Adam's, as in the authors' code.
+        decay: of the logits, towards equal weights; the paper's gamma.
+    """
+
+    epsilon = 1e-8  # added to losses, as in the authors' code; also Adam's
+    rounding = 1e-6  # of sums in float32: a loss that has changed by less has not changed
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        batch_size: int,
+        reduce: Callable[[Tensor], Tensor],
+        rate: float = 0.025,
+        decay: float = 0.001,
+    ):
+        super().__init__(weights, batch_size)
+        self.reduce, self.rate, self.decay = reduce, rate, decay
+        self.logits, self.mean, self.square, self.updates = (np.zeros(len(self.weights)) for _ in range(4))
+
+    def begin(
+        self, examples: Mapping[str, int], num_passes: int, pass_losses: Callable[[int], Mapping[str, Tensor]]
+    ) -> None:
+        self.examples = np.array([examples[task] for task in self.weights])
+        self.present = self.examples > 0
+        self.num_passes, self.pass_losses = num_passes, pass_losses
+        if num_passes > 1:
+            self._weigh(self._measure())
+
+    @torch.no_grad()
+    def _measure(self) -> Tensor:
+        """Each task's sum of losses in the step, shape (tasks,)."""
+        passes = [torch.stack(list(self.pass_losses(index).values())) for index in range(self.num_passes)]
+        return self.reduce(torch.stack(passes).sum(dim=0))
+
+    def terms(self, sums: Mapping[str, Tensor], rows: Mapping[str, int]) -> list[Tensor]:
+        if self.num_passes == 1:  # whose losses are those of the step
+            self._weigh(self.reduce(torch.stack(list(sums.values())).detach()))
+        return super().terms(sums, rows)
+
+    def _weigh(self, sums: Tensor) -> None:
+        self.losses = self._means(sums)
+        exponentials = np.exp(self.logits[self.present] - self.logits[self.present].max())
+        self.shares = exponentials / exponentials.sum()
+        weights = self.shares / self.losses
+        factors = weights / weights.sum() * self.batch_size / self.examples[self.present]
+        present = [task for task, is_present in zip(self.weights, self.present, strict=True) if is_present]
+        self.factors = dict(zip(present, factors.tolist(), strict=True))
+
+    def _means(self, sums: Tensor) -> np.ndarray:
+        """Mean losses of the tasks that are present."""
+        return sums.double().cpu().numpy()[self.present] / self.examples[self.present] + self.epsilon
+
+    def end(self) -> None:
+        fallen = np.log(self.losses) - np.log(self._means(self._measure()))
+        if not np.isfinite(fallen).all():  # the next step finds out and says so
+            return
+        fallen[abs(fallen) < self.rounding] = 0  # Adam would make a whole step of it
+        here = self.present
+        gradient = self.shares * (fallen - (self.shares * fallen).sum()) + self.decay * self.logits[here]
+        self.updates[here] += 1
+        self.mean[here] = 0.9 * self.mean[here] + 0.1 * gradient
+        self.square[here] = 0.999 * self.square[here] + 0.001 * gradient**2
+        mean = self.mean[here] / (1 - 0.9 ** self.updates[here])
+        square = self.square[here] / (1 - 0.999 ** self.updates[here])
+        self.logits[here] -= self.rate * mean / (np.sqrt(square) + self.epsilon)
+
+    def state(self) -> dict[str, Any]:
+        return {name: getattr(self, name).tolist() for name in ("logits", "mean", "square", "updates")}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        for name, values in state.items():
+            setattr(self, name, np.array(values))
+
+
+def build_balancing(
+    method: str,
+    model: MultitaskModel,
+    tasks: Sequence[TaskData],
+    batch_size: int,
+    reduce: Callable[[Tensor], Tensor],
+) -> LossBalancing:
+    """The balancing of a run by its name in the configuration.
+
+    Args:
+        method: `static`, `size_of_label_space`, `uncertainty` or `famo`.
+        model: the one that is trained; with `uncertainty` it gets what is learned for it.
+        tasks: in the configuration's order.
+        batch_size: examples in a step.
+        reduce: sums a tensor over the processes.
+    """
+    weights = {task.name: task.weight for task in tasks}
+    if method == "size_of_label_space":
+        return LossBalancing(weights, batch_size, {task.name: 1 / log_label_space(task) for task in tasks})
+    if method == "uncertainty":
+        model.add_log_variances()
+        regressions = {task.name for task in tasks if task.type.name == "regression"}
+        return Uncertainty(weights, batch_size, model, regressions)
+    return Famo(weights, batch_size, reduce) if method == "famo" else Static(weights, batch_size)
+
+
+def log_label_space(task: TaskData) -> float:
+    """The loss of a uniform guess, log n, by which MUPPET divides (Aghajanyan et al. 2021, arXiv:2101.11038).
+
+    n is the number of classes, choices or labels of a word; 2 where each label is a yes or no of its own; the tokens
+    of a sequence among which an answer's ends are, as the geometric mean of the training rows. A regression, which has
+    no classes, keeps its loss as it is.
+    """
+    if task.type.name == "regression":
+        return 1.0
+    if task.type.name == "question_answering":
+        return float(np.log(task.train.length).mean())
+    return math.log(2 if task.type.name == "multi_label_classification" else max(2, len(task.labels)))

@@ -1,0 +1,34 @@
+"""Helpers that know nothing of tasks, models or runs."""
+
+import hashlib
+import re
+from typing import Any
+
+from .errors import UserError
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys: `{"training": {"seed": 0}}` -> `{"training.seed": 0}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def stable_seed(*parts: object) -> int:
+    """One integer from several values, the same in every process and Python version."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """The bucket of a URL, and the prefix of the names in it: empty, or ending in a slash.
+
+    Raises:
+        UserError: if it is not gs://BUCKET or gs://BUCKET/PREFIX.
+    """
+    # https://cloud.google.com/storage/docs/buckets#naming
+    match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(.*))?", url)
+    if not match:
+        raise UserError(f"'{url}' is not the URL of a place in Google Cloud Storage; write gs://BUCKET/PREFIX")
+    prefix = (match[2] or "").strip("/")
+    return match[1], prefix and prefix + "/"
