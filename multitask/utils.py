@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
 from .errors import UserError
@@ -18,6 +19,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def stable_seed(*parts: object) -> int:
     """One integer from several values, the same in every process and Python version."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a text file, which is there as a whole at any moment, in UTF-8 whatever the locale."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def split_url(url: str) -> tuple[str, str]:

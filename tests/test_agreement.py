@@ -13,7 +13,7 @@ from multitask.model.lora import add_adapters
 from multitask.model.multitask import MultitaskModel, checkpoint_gradients
 from multitask.tasks.base import example_losses
 from multitask.training import gradient_similarity as agreement_module
-from multitask.training.gradient_similarity import Agreement, cosines, part_of
+from multitask.training.gradient_similarity import GradientSimilarity, cosines, part_of
 
 EXAMPLES = dict.fromkeys(TASKS, 6)
 PAIRS = list(combinations(TASKS, 2))
@@ -23,7 +23,7 @@ FACTORS = (0.5, 2.0, 3.0)  # of the tasks' losses
 def agreement_of(model, scaler=None):
     accelerator = Accelerator(cpu=True)
     accelerator.scaler = scaler
-    return Agreement(model, accelerator, 1, 6)
+    return GradientSimilarity(model, accelerator, 1, 6)
 
 
 def terms_of(model, tasks, batches):
@@ -148,10 +148,10 @@ def test_in_bfloat16_with_a_scaled_loss(make):
 
 def test_many_tasks_are_measured_where_it_is_asked_for(make, capsys, monkeypatch):
     model, accelerator = make("bert")[0], Accelerator(cpu=True)
-    assert Agreement(model, accelerator, None, 60).every == 6 and capsys.readouterr().out == ""
+    assert GradientSimilarity(model, accelerator, None, 60).every == 6 and capsys.readouterr().out == ""
     monkeypatch.setattr(agreement_module, "MANY", 2)
-    assert Agreement(model, accelerator, 5, 60).every == 5 and capsys.readouterr().out == ""
-    by_itself = Agreement(model, accelerator, None, 60)
+    assert GradientSimilarity(model, accelerator, 5, 60).every == 5 and capsys.readouterr().out == ""
+    by_itself = GradientSimilarity(model, accelerator, None, 60)
     assert not any(by_itself.is_due(step) for step in range(1, 61))
     said = "note: whether 3 tasks agree is not measured, as it would take 0.0 GiB on each device; "
     assert capsys.readouterr().out == said + "training.agreement_steps: N measures it every N steps\n"
@@ -186,13 +186,13 @@ def test_nothing_to_compare(make, capsys):
         said = "note: training.agreement_steps has no effect: no two tasks train the same parameters\n"
         assert capsys.readouterr().out == said
         assert not any(agreement.is_due(step) for step in range(1, 7))
-        Agreement(alone, Accelerator(cpu=True), None, 6)  # silent, as nobody asked for it
+        GradientSimilarity(alone, Accelerator(cpu=True), None, 6)  # silent, as nobody asked for it
         assert capsys.readouterr().out == ""
 
 
 def test_when_it_is_due(make):
     def due(every, max_steps):
-        agreement = Agreement(model, Accelerator(cpu=True), every, max_steps)
+        agreement = GradientSimilarity(model, Accelerator(cpu=True), every, max_steps)
         return [step for step in range(1, max_steps + 1) if agreement.is_due(step)]
 
     model = make("bert")[0]

@@ -7,6 +7,7 @@ import torch
 
 from multitask.checkpoints.format import take_snapshot
 from multitask.checkpoints.manager import Background
+from multitask.training.state import SavedState
 
 
 def test_one_piece_of_work_at_a_time():
@@ -45,12 +46,12 @@ def test_a_snapshot_stays_as_it_was(make):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    state, numbers = {"step": 1, "best": {"step": 1}}, []
+    state, numbers = SavedState(step=1, best={"step": 1}), []
     snapshot = take_snapshot(model, optimizer, tokenizer, "config", state, numbers)
     before = [{name: tensor.clone() for name, tensor in of.items()} for of in (snapshot.weights, snapshot.optimizer)]
     text = snapshot.texts["state.json"]
     optimizer.step()
-    state["best"]["step"] = 2
+    state.best["step"] = 2
     assert snapshot.texts["state.json"] == text
     for then, now in zip(before, (snapshot.weights, snapshot.optimizer), strict=True):
         assert then and all(torch.equal(then[name], now[name]) for name in then)

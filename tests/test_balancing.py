@@ -13,12 +13,13 @@ from test_script import assert_same_curve, assert_same_weight, weights
 from torch.nn import functional as F
 
 import run_multitask
-from multitask.checkpoints.manifest import checkpoints_in, read_state
+from multitask.checkpoints.manifest import checkpoints_in
 from multitask.cli.arguments import read_command
 from multitask.cli.commands import OTHER_MODES
 from multitask.model.multitask import MultitaskModel
-from multitask.training.loss_weighting import Famo, LossBalancing, Static, Uncertainty, build_balancing
+from multitask.training.loss_weighting import Famo, LossWeighting, Static, Uncertainty, build_loss_weighting
 from multitask.training.optimizer import LOG_VARIANCE_RATE, build_optimizer
+from multitask.training.state import SavedState
 
 WEIGHTS = {"a": 1.0, "b": 1.0}
 TARGETS = {"a": torch.tensor([1.0, 3.0, -2.0]), "b": torch.tensor([20.0, 40.0])}
@@ -60,14 +61,14 @@ def test_static_is_the_configured_weight():
     a, b = (losses.sum() for losses in toy.example_losses().values())
     assert [term.item() for term in static.terms(toy.sums(), ROWS)] == pytest.approx([2 * a.item() / 5, b.item() / 10])
     static.end()
-    assert (static.values(), static.state()) == ({}, {})
+    assert (static.values(), static.state_dict()) == ({}, {})
 
 
 def test_losses_are_divided_by_the_logarithm_of_the_number_of_classes(make):
     """A model that knows nothing has the same loss of 1 on each task but the regression."""
     _, tasks, _ = make("bert", (*TASKS, *MORE_TASKS))
-    balancing = build_balancing("size_of_label_space", None, tasks, 6, never)
-    assert type(balancing) is LossBalancing
+    balancing = build_loss_weighting("size_of_label_space", None, tasks, 6, never)
+    assert type(balancing) is LossWeighting
     positions = math.exp(np.log(tasks[5].train.length).mean())
     assert 20 < positions < 64
     numbers = {"animal": 2, "choice": 3, "topics": 2, "tags": 2, "find": positions}
@@ -204,7 +205,9 @@ def test_famo_favours_what_falls_least():
 
 def test_famo_leaves_an_idle_task_alone():
     famo = Famo({"a": 1.0, "idle": 1.0, "b": 2.0}, 5, lambda sums: sums)
-    famo.load_state({"logits": [0.3, 0.9, -0.2], "mean": [0.1, 0.2, 0.3], "square": [0.5] * 3, "updates": [4, 2, 4]})
+    famo.load_state_dict(
+        {"logits": [0.3, 0.9, -0.2], "mean": [0.1, 0.2, 0.3], "square": [0.5] * 3, "updates": [4, 2, 4]}
+    )
     sums = {"a": torch.tensor(6.0), "idle": torch.tensor(0.0), "b": torch.tensor(1.0)}
     after = {"a": torch.tensor(5.0), "idle": torch.tensor(0.0), "b": torch.tensor(0.9)}
     famo.begin({"a": 3, "idle": 0, "b": 2}, 1, lambda index: after)
@@ -214,7 +217,7 @@ def test_famo_leaves_an_idle_task_alone():
     assert [term.item() for term in terms] == pytest.approx([q[0] * 2.0, 0.0, 2 * q[1] * 0.5])
     assert set(famo.values()) == {"train/a/loss_weight", "train/b/loss_weight"}
     famo.end()
-    state = famo.state()
+    state = famo.state_dict()
     assert [state[name][1] for name in ("logits", "mean", "square", "updates")] == [0.9, 0.2, 0.5, 2]
     assert state["updates"] == [5, 2, 5] and state["logits"][0] != 0.3 and state["logits"][2] != -0.2
 
@@ -243,15 +246,15 @@ def test_famo_goes_on_bit_for_bit():
     whole = steps(Famo(WEIGHTS, 5, lambda sums: sums), numbers)
     first = steps(Famo(WEIGHTS, 5, lambda sums: sums), numbers[:5])
     second = Famo(WEIGHTS, 5, lambda sums: sums)
-    second.load_state(json.loads(json.dumps(first.state())))
-    assert steps(second, numbers[5:]).state() == whole.state()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert steps(second, numbers[5:]).state_dict() == whole.state_dict()
 
 
 def test_methods_by_name(make):
     model, tasks, _ = make("bert")
-    made = {method: type(build_balancing(method, model, tasks, 6, never)) for method in ("static", "famo")}
+    made = {method: type(build_loss_weighting(method, model, tasks, 6, never)) for method in ("static", "famo")}
     assert made == {"static": Static, "famo": Famo}
-    balancing = build_balancing("uncertainty", model, tasks, 6, never)
+    balancing = build_loss_weighting("uncertainty", model, tasks, 6, never)
     assert isinstance(balancing, Uncertainty) and balancing.scales == {"similar": 0.5, "animal": 1.0, "choice": 1.0}
 
 
@@ -330,7 +333,7 @@ def test_stopped_and_resumed_is_never_stopped(run, mixture_config, tmp_path, met
     assert run("parts", *options, stop_at=3) == 143
     assert run("parts", *options) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
-    states = [read_state(checkpoints_in(tmp_path / name)[0])["balancing"] for name in ("whole", "parts")]
+    states = [SavedState.read(checkpoints_in(tmp_path / name)[0]).balancing for name in ("whole", "parts")]
     assert states[0] == states[1] and bool(states[0]) == (method == "famo")
 
 

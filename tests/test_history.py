@@ -15,12 +15,13 @@ from test_resume import assert_same_run, damage, numbers
 from test_script import assert_same_curve, weights
 
 import run_multitask
-from multitask.checkpoints.manifest import checkpoints_in, read_state, step_name
+from multitask.checkpoints.manifest import checkpoints_in, step_name
 from multitask.checkpoints.remote import delete_checkpoint, upload_checkpoint
 from multitask.cli.arguments import read_command
 from multitask.errors import UserError
 from multitask.tasks.metrics import average
-from multitask.training.early_stopping import History, check_history, score
+from multitask.training.early_stopping import EarlyStopping, check_stopping, score
+from multitask.training.state import SavedState
 
 RESULTS = {"a": {"accuracy": 0.5, "f1": 0.75}, "b": {"mse": 0.25}, "c": {"pearson": 0.5}}
 
@@ -38,7 +39,7 @@ def test_the_score_of_the_average_is_the_average():
     assert score(without_errors, "average") == average(without_errors)
 
 
-def accuracies(values: list[float], history: History) -> dict[int, list[str]]:
+def accuracies(values: list[float], history: EarlyStopping) -> dict[int, list[str]]:
     """Which tasks are stopped after which evaluation, of a task `a` with these accuracies."""
     stops = {step: history.add(step, {"a": {"accuracy": value}}) for step, value in enumerate(values, 1)}
     return {step: tasks for step, tasks in stops.items() if tasks}
@@ -55,27 +56,27 @@ def accuracies(values: list[float], history: History) -> dict[int, list[str]]:
     ],
 )
 def test_patience_counts_evaluations_in_a_row_without_improvement(patience, values, stop):
-    history = History(patience={"a": patience})
+    history = EarlyStopping(patience={"a": patience})
     assert accuracies(values, history) == ({stop: ["a"]} if stop else {})
     assert history.stopped == ({"a": stop} if stop else {})
 
 
 def test_it_goes_on_from_what_a_checkpoint_keeps():
     values = [0.1, 0.3, 0.2, 0.25, 0.9]
-    whole = History("average", {"a": 2})
+    whole = EarlyStopping("average", {"a": 2})
     accuracies(values, whole)
     for cut in range(1, 5):
-        parts = History("average", {"a": 2})
+        parts = EarlyStopping("average", {"a": 2})
         accuracies(values[:cut], parts)
-        parts = History.of("average", {"a": 2}, json.loads(json.dumps({"step": 4, **parts.state()})))
+        kept, parts = json.loads(json.dumps(parts.state_dict())), EarlyStopping("average", {"a": 2})
+        parts.load_state_dict(kept)
         for step, value in enumerate(values[cut:], cut + 1):
             parts.add(step, {"a": {"accuracy": value}})
         assert parts == whole
-    assert History.of("average", {"a": 2}, {"step": 0}) == History("average", {"a": 2})
 
 
 def test_the_best_is_the_first_of_the_saved_with_the_best_metric():
-    history = History("a/f1")
+    history = EarlyStopping("a/f1")
     for step, f1 in enumerate([0.2, 0.4, 0.4, math.nan, 0.3], 1):
         results = {"a": {"f1": f1, "accuracy": -f1}}
         assert history.is_best(results) == (step in (1, 2))
@@ -107,10 +108,10 @@ def test_the_best_is_the_first_of_the_saved_with_the_best_metric():
 )
 def test_what_no_evaluation_can_tell(arguments, said):
     with pytest.raises(UserError) as caught:
-        check_history(*arguments)
+        check_stopping(*arguments)
     assert str(caught.value) == said
-    check_history("average", ["a", "b"], True, RESULTS)
-    check_history("average", [], False, {})
+    check_stopping("average", ["a", "b"], True, RESULTS)
+    check_stopping("average", [], False, {})
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
@@ -122,8 +123,8 @@ def run(stoppable, mixture_config):
     return stoppable
 
 
-def final_state(folder: Path) -> dict:
-    return read_state(checkpoints_in(folder)[0])
+def final_state(folder: Path) -> SavedState:
+    return SavedState.read(checkpoints_in(folder)[0])
 
 
 # The tiny model's accuracy on `animal` does not change in ten steps, so patience stops it at the second evaluation.
@@ -141,7 +142,7 @@ def test_killed_before_or_after_a_stop_is_never_killed(run, mixture_config, tmp_
     assert run("parts", *STOPPED, stop_at=stop_at) == 143
     assert run("parts", *STOPPED) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
-    assert final_state(tmp_path / "whole")["stopped"] == final_state(tmp_path / "parts")["stopped"] == {"animal": 4}
+    assert final_state(tmp_path / "whole").stopped == final_state(tmp_path / "parts").stopped == {"animal": 4}
 
 
 def test_a_stopped_task_stands_still_and_the_others_get_its_examples(run, tmp_path, capsys):
@@ -181,7 +182,7 @@ def test_two_processes_background_workers_and_several_passes_stop_alike(
     done = program(*config, *options, processes=2)
     assert done.returncode == 0, done.stderr
     assert_same_curve(tmp_path / "one", tmp_path / "two")
-    stopped = [final_state(tmp_path / name)["stopped"] for name in ("one", "several", "workers", "two")]
+    stopped = [final_state(tmp_path / name).stopped for name in ("one", "several", "workers", "two")]
     assert stopped == [{"animal": 4}] * 4
 
 
@@ -191,9 +192,9 @@ def test_when_the_last_task_stops_the_run_is_done(run, mixture_config, tmp_path,
         task["metrics"] = []
     assert run("run") == 0
     last = final_state(tmp_path / "run")
-    assert 4 <= last["step"] < 10 and set(last["stopped"]) == {"similar", "animal", "choice"}
-    assert max(last["stopped"].values()) == last["step"]
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == last["step"]
+    assert 4 <= last.step < 10 and set(last.stopped) == {"similar", "animal", "choice"}
+    assert max(last.stopped.values()) == last.step
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == last.step
     before = numbers(tmp_path / "run")
     assert run("run") == 0  # it is only exported again
     assert numbers(tmp_path / "run") == before
@@ -211,7 +212,7 @@ def exported_step(folder: Path) -> int:
         if torch.equal(load_file(path / "model.safetensors")["tasks.choice.classifier.weight"], head)
     ]
     assert len(found) == 1
-    return read_state(found[0])["step"]
+    return SavedState.read(found[0]).step
 
 
 # By similar/pearson, step 2 is the best of this run (0.80; later ones have 0.71 to 0.75).
@@ -235,7 +236,7 @@ def test_the_best_model_is_exported(run, tmp_path, capsys):
     assert json.loads((tmp_path / "best" / "metrics.json").read_text())["step"] == 10
     card = (tmp_path / "best" / "export" / "similar" / "README.md").read_text()
     assert "- Steps: 2, the best by `similar/pearson`\n" in card and f"| pearson | {values[2]:.4f} |" in card
-    assert final_state(tmp_path / "best")["best"] == {"step": 2, "similar/pearson": values[2]}
+    assert final_state(tmp_path / "best").best == {"step": 2, "similar/pearson": values[2]}
 
 
 @pytest.mark.parametrize("stop_at", [6, 13])
@@ -274,7 +275,7 @@ def test_a_best_that_is_lost_gives_way_to_a_later_one(run, place, tmp_path, caps
         f"{step_name(2)} is lost, which was the best; the best is chosen among those to come"
         in capsys.readouterr().out
     )
-    assert exported_step(tmp_path / "parts") == final_state(tmp_path / "parts")["best"]["step"] > 4
+    assert exported_step(tmp_path / "parts") == final_state(tmp_path / "parts").best["step"] > 4
 
 
 @pytest.mark.parametrize("where", ["a folder", "a place", "a copy"])

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from test_script import assert_same_curve
 
 from multitask.checkpoints.manager import prune
-from multitask.checkpoints.manifest import checkpoints_in, read_state, step_name, verify
+from multitask.checkpoints.manifest import checkpoints_in, step_name, verify
 from multitask.checkpoints.remote import list_checkpoints
 from multitask.errors import UserError
 from multitask.tasks.metrics import average
+from multitask.training.state import SavedState
 
 TIMING = {"train/tokens_per_second", "checkpoint/seconds", "checkpoint/upload_seconds"}
 
@@ -59,7 +60,7 @@ def test_stopped_anywhere_and_resumed_is_never_stopped(run, tmp_path, stop_at, c
     assert run("whole") == 0
     assert run("parts", stop_at=stop_at) == 143
     assert "stopped by a signal; step" in capsys.readouterr().out
-    step = read_state(checkpoints_in(tmp_path / "parts")[0])["step"]
+    step = SavedState.read(checkpoints_in(tmp_path / "parts")[0]).step
     assert 1 <= step < 8
     assert run("parts") == 0
     assert f"going on from {tmp_path / 'parts' / 'checkpoints' / f'step-{step:08}'}" in capsys.readouterr().out
@@ -106,7 +107,7 @@ def test_another_number_of_processes_goes_on(run, mixture_config, write_config, 
 
     # And back: what two processes have saved, one goes on from.
     last, before, *_ = checkpoints_in(tmp_path / "parts")
-    assert read_state(before)["step"] == 6
+    assert SavedState.read(before).step == 6
     shutil.rmtree(last)
     assert run("parts", *plain) == 0
     assert_same_curve(tmp_path / "whole", tmp_path / "parts")
@@ -146,7 +147,7 @@ def test_a_signal_saves_and_ends_with_its_status(mixture_config, write_config, t
     assert process.returncode == status, err
     (checkpoint,) = checkpoints_in(tmp_path / "run")
     verify(checkpoint)
-    step = read_state(checkpoint)["step"]
+    step = SavedState.read(checkpoint).step
     assert 5 <= step < 400 and f"stopped by a signal; step {step} of 400 is saved in" in out
     assert "Traceback" not in err
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-2]["step"] == step  # the step was finished, and no other
@@ -163,7 +164,7 @@ def test_two_processes_end_together_and_go_on(mixture_config, write_config, prog
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode not in (0, None)
-    assert 4 <= read_state(checkpoints_in(tmp_path / "parts")[0])["step"] < 40
+    assert 4 <= SavedState.read(checkpoints_in(tmp_path / "parts")[0]).step < 40
     rest = program("--config", config, *few, "--training.output_dir", str(tmp_path / "parts"), processes=2)
     assert rest.returncode == 0, rest.stderr
     assert "going on from" in rest.stdout
@@ -267,14 +268,14 @@ def test_another_run_goes_on_in_a_folder_of_its_own(run, tmp_path):
 def test_the_newest_and_the_best_are_kept(run, tmp_path):
     often = ["--training.save_steps", "1", "--training.eval_steps", "2"]
     assert run("all", *often, "--training.save_total_limit", "null") == 0
-    states = [read_state(path) for path in checkpoints_in(tmp_path / "all")]
-    assert [state["step"] for state in states] == [8, 7, 6, 5, 4, 3, 2, 1]
-    averages = {state["step"]: average(state["results"]) for state in reversed(states) if state["results"]}
+    states = [SavedState.read(path) for path in checkpoints_in(tmp_path / "all")]
+    assert [state.step for state in states] == [8, 7, 6, 5, 4, 3, 2, 1]
+    averages = {state.step: average(state.results) for state in reversed(states) if state.results}
     assert sorted(averages) == [2, 4, 6, 8]
     best = max(averages, key=lambda step: averages[step])
-    assert states[0]["best"] == {"step": best, "average": averages[best]}
+    assert states[0].best == {"step": best, "average": averages[best]}
     assert run("few", *often, "--training.save_total_limit", "2") == 0
-    assert {read_state(path)["step"] for path in checkpoints_in(tmp_path / "few")} == {7, 8} | {best}
+    assert {SavedState.read(path).step for path in checkpoints_in(tmp_path / "few")} == {7, 8} | {best}
 
 
 def test_what_is_deleted(tmp_path):

@@ -14,11 +14,12 @@ from conftest import read_jsonl
 from test_resume import TIMING, start, wait_for_step
 from wandb_server import WandbServer
 
-from multitask.checkpoints.manifest import checkpoints_in, read_state
+from multitask.checkpoints.manifest import checkpoints_in
 from multitask.cli.arguments import read_command
 from multitask.errors import UserError
 from multitask.tracking import trackers
 from multitask.tracking.trackers import Trackers, check_trackers, shareable
+from multitask.training.state import SavedState
 
 HISTORY = [
     (2, {"train/loss": 1.0, "train/rte/loss": None}),
@@ -239,16 +240,16 @@ def test_a_run_that_was_killed_and_resumed_has_every_point_once(mixture_config, 
     wait_for_step(folder, 12, process)
     process.kill()
     process.wait()
-    saved = read_state(checkpoints_in(folder)[0])
+    saved = SavedState.read(checkpoints_in(folder)[0])
     assert wandb_points(folder)  # of what it had written
     second = start(write_config(mixture_config), folder)
-    wait_for_step(folder, saved["step"] + 7, second)
+    wait_for_step(folder, saved.step + 7, second)
     second.terminate()
     out, err = second.communicate(timeout=120)
     assert second.returncode == 143, err
     assert "note: W&B has no API key; the run is recorded offline" in out
-    last = read_state(checkpoints_in(folder)[0])
-    assert last["run_id"] == saved["run_id"]
+    last = SavedState.read(checkpoints_in(folder)[0])
+    assert last.run_id == saved.run_id
 
     points = wandb_points(folder)
     expected = Counter((line["step"], name) for line in read_jsonl(folder / "metrics.jsonl") for name in line)

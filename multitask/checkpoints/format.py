@@ -1,12 +1,10 @@
 """Checkpoints: what a run has learned, and what it takes to use it elsewhere."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,8 @@ from ..model.multitask import MultitaskModel
 from ..model.pretrained import build_model, find_encoder, load_tokenizer, save_tokenizer
 from ..tasks.base import TASK_TYPES, Task
 from ..training.distributed import shared_out, whole
-from .manifest import checkpoints_in, read_state, verify, write_manifest
-
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
+from ..training.state import SavedState
+from .manifest import checkpoints_in, verify, write_manifest
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Snapshot:
     optimizer: dict[str, Tensor]
     encoder_config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    step: int
+    state: SavedState
     texts: dict[str, str]  # by the name of the file
 
 
@@ -45,7 +42,7 @@ def take_snapshot(
     optimizer: torch.optim.Optimizer,
     tokenizer: PreTrainedTokenizerBase,
     config: str,
-    state: Mapping[str, Any],
+    state: SavedState,
     numbers: Sequence[Path] = (),
 ) -> Snapshot:
     """Copies into the host's memory what a checkpoint holds.
@@ -55,20 +52,19 @@ def take_snapshot(
         optimizer: of its parameters.
         tokenizer: the encoder's, as it came.
         config: the resolved configuration as YAML.
-        state: what else is known of the run: at least `step`, and `labels`, the names of each task's labels.
+        state: everything else that is kept.
         numbers: files to copy.
     """
     first: Any = next(iter(model.tasks.values()))
-    state = {**state, "versions": {package: version(package) for package in PACKAGES}}
     return Snapshot(
         weights=_copied(trained_weights(model)),
         optimizer=_copied(optimizer_tensors(optimizer, model)),
         encoder_config=type(first.config).from_dict(first.config.to_dict()),
         tokenizer=tokenizer,
-        step=state["step"],
+        state=state,
         texts={
             "config.yaml": config,
-            "state.json": json.dumps(state, indent=2) + "\n",
+            "state.json": state.to_json(),
             **{path.name: path.read_text() for path in numbers},
         },
     )
@@ -98,8 +94,8 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         for name, text in snapshot.texts.items():
             (partial / name).write_text(text)
         digest = hashlib.sha256(snapshot.texts["config.yaml"].encode()).hexdigest()
-        versions = json.loads(snapshot.texts["state.json"])["versions"]
-        write_manifest(partial, step=snapshot.step, config_digest=digest, versions=versions)
+        state = snapshot.state
+        write_manifest(partial, step=state.step, config_digest=digest, versions=state.versions)
         for path in (*partial.rglob("*"), partial):
             _flush(path)
     except Exception as error:  # safetensors has an exception of its own, and tokenizers another
@@ -169,7 +165,7 @@ def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[
         verify(folder)
     except ValueError as damage:
         raise UserError(f"--checkpoint: {folder} is damaged: {damage}") from damage
-    labels = read_state(folder)["labels"]
+    labels = SavedState.read(folder).labels
     for name in config.tasks.keys() ^ labels.keys():
         raise UserError(f"--checkpoint: {folder} has the tasks {', '.join(labels)}; '{name}' is in one of both only")
     tasks = [Task(name, TASK_TYPES[task.type], tuple(labels[name])) for name, task in config.tasks.items()]

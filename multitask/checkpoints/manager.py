@@ -1,29 +1,147 @@
-"""A run's checkpoints: going on from one, saving, and which of them stay."""
+"""`CheckpointManager`: everything that happens to a run's checkpoints while it trains."""
 
-import re
-import shutil
+import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Set
-from contextlib import suppress
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
-import torch
-import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from ..config.schema import Config
-from ..errors import UserError
-from ..tracking.run_directory import changed_setting, open_run_folder
-from ..training.distributed import from_main_process
-from ..training.early_stopping import History
-from .format import delete_checkpoint, find_checkpoint, load_optimizer, load_trained_weights
-from .manifest import checkpoint_at, checkpoints_in, read_state, step_name, step_of, verify
-from .remote import check_access, download_checkpoint, list_checkpoints
+from ..config.schema import Config, to_yaml
+from ..model.export import export_run
+from ..tasks.base import Task
+from ..tracking.run_directory import NUMBERS
+from ..training.early_stopping import EarlyStopping
+from ..training.state import SavedState, TrainState
+from .format import (
+    Snapshot,
+    delete_checkpoint,
+    load_checkpoint,
+    load_optimizer,
+    load_trained_weights,
+    take_part_in_saving,
+    take_snapshot,
+    write_checkpoint,
+)
+from .manifest import checkpoint_at, checkpoints_in, step_name, step_of
+from .resume import find_best, open_run
+from .uploads import Uploader, finish_uploads
+
+Log = Callable[[int, Mapping[str, float]], object]  # of values at a step
+
+
+class CheckpointManager:
+    """Restores a run, saves it behind the training, prunes and uploads its checkpoints, exports the chosen one.
+
+    All processes call the same methods at the same time; the main one writes.
+
+    Args:
+        config: of the run.
+        state: of the run: what is saved and restored.
+        tasks: of the run.
+        tokenizer: the encoder's.
+        accelerator: of the run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: TrainState,
+        tasks: Sequence[Task],
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+    ):
+        self.config, self.state, self.tasks, self.tokenizer = config, state, tasks, tokenizer
+        self.accelerator = accelerator
+        self.folder = Path(config.training.output_dir)
+        self.writer = Background()
+        self.uploads: Uploader | None = None
+
+    def restore(self) -> None:
+        """Opens the run's folder and goes back to the checkpoint that it continues from, if there is one.
+
+        Raises:
+            UserError: for a checkpoint that is damaged or was made with other settings, and for a folder or a bucket
+                that cannot be written to; on all processes.
+        """
+        config, state = self.config, self.state
+        checkpoint = open_run(self.folder, config, state.rows, self.accelerator)
+        if checkpoint:
+            load_trained_weights(state.model, load_file(checkpoint / "model.safetensors"))
+            load_optimizer(state.optimizer, state.model, checkpoint / "optimizer.safetensors")
+            state.load(SavedState.read(checkpoint))
+        if self.accelerator.is_main_process:
+            if checkpoint and config.training.load_best_model_at_end:
+                find_best(state.stopping, checkpoint, self.folder, config, self.accelerator.print)
+            if config.checkpoints.remote:
+                keep = partial(steps_to_keep, config.training.save_total_limit, state.stopping)
+                self.uploads = Uploader(config.checkpoints.remote, keep, tqdm.write)
+
+    def save(self, log: Log) -> None:
+        """Copies the state into the host's memory; a thread writes it to the disk and hands it to the upload.
+
+        Args:
+            log: gets `checkpoint/seconds`, for which training waited, and the seconds of uploads that have ended.
+        """
+        started = time.perf_counter()
+        self.writer.wait()  # for the checkpoint before, or its error
+        state, folder = self.state, self.folder
+        state.stopping.saved(state.step, state.results)
+        if not self.accelerator.is_main_process:
+            return take_part_in_saving(state.model, state.optimizer)
+        numbers = [folder / name for name in NUMBERS if (folder / name).exists()]
+        saved = state.saved()
+        snapshot = take_snapshot(state.model, state.optimizer, self.tokenizer, to_yaml(self.config), saved, numbers)
+        self.writer.start(partial(self._write, folder / "checkpoints" / step_name(state.step), snapshot))
+        log(state.step, {"checkpoint/seconds": time.perf_counter() - started})
+        if self.uploads:
+            self.uploads.report(log)
+
+    def _write(self, path: Path, snapshot: Snapshot) -> None:
+        write_checkpoint(path, snapshot)
+        if self.uploads:
+            self.uploads.submit(path)
+        busy = self.uploads.busy() if self.uploads else set()
+        prune(self.folder, self.config.training.save_total_limit, self.state.stopping.best["step"], busy)
+
+    def export(self, folder: Path) -> None:
+        """Writes one ordinary model per task, from the last checkpoint or the best one; on the main process."""
+        if not self.accelerator.is_main_process:
+            return
+        self.writer.wait()
+        stopping, training = self.state.stopping, self.config.training
+        chosen = checkpoints_in(self.folder)[0]
+        best = checkpoint_at(self.folder, stopping.best["step"])
+        known = {}
+        if training.load_best_model_at_end and best is not None:
+            print(f"\nThe best by {stopping.metric} was step {stopping.best['step']}, which is exported: {best}")
+            chosen, known = best, {"best_by": stopping.metric}
+        model, *_ = load_checkpoint(chosen, self.config)
+        merge = self.config.adapters is None or self.config.adapters.merge
+        saved = dataclasses.asdict(SavedState.read(chosen)) | known
+        export_run(model, self.tasks, self.tokenizer, self.config, saved, folder, merge)
+
+    def close(self, status: int, log: Log, *folders: Path) -> int:
+        """Waits until all is written and uploaded.
+
+        Args:
+            status: the exit status of the run.
+            log: as of `save`.
+            folders: to be uploaded besides the checkpoints.
+
+        Returns:
+            The status; 1 if something is missing in the bucket.
+        """
+        self.writer.wait()
+        best = checkpoint_at(self.folder, self.state.stopping.best["step"])
+        is_complete = not self.uploads or finish_uploads(self.uploads, folders, print, log, best)
+        return status if is_complete else 1
 
 
 class Background:
@@ -69,195 +187,6 @@ def prune(folder: Path, limit: int | None, best: int | None, busy: Set[Path]) ->
             delete_checkpoint(path)
 
 
-def steps_to_keep(limit: int | None, history: History, steps: list[int]) -> set[int]:
-    """Of all steps that have a copy, in order: the newest so many, or all; and the best."""
-    return {*steps[-(limit or 0) :]} | ({history.best["step"]} & {*steps})  # -0 is the whole list
-
-
-def open_run(
-    folder: Path, config: Config, num_rows: Mapping[str, Mapping[str, int]], accelerator: Accelerator
-) -> Path | None:
-    """Opens a run's folder, and the checkpoint that it continues from on every machine; None begins anew.
-
-    Args:
-        folder: of the run.
-        config: of the run.
-        num_rows: of each task and split.
-        accelerator: its main process looks and writes for all.
-
-    Raises:
-        UserError: as `find_resumable` and `check_access` do, on all processes.
-    """
-    remote, choice = config.checkpoints.remote, config.training.resume_from_checkpoint
-
-    def look() -> Path | None:
-        if remote:
-            check_access(remote)
-        found = find_resumable(folder, choice, remote, config, num_rows, accelerator.print)
-        open_run_folder(folder, config, found)
-        return found
-
-    found = from_main_process(accelerator, look)
-    if found and remote and accelerator.is_local_main_process and not accelerator.is_main_process:
-        try:  # this machine may have another disk than the first one, on which it is whole
-            verify(found)
-        except ValueError:
-            found.parent.mkdir(parents=True, exist_ok=True)
-            download_checkpoint(remote, step_of(found), found)
-    accelerator.wait_for_everyone()
-    return found
-
-
-def find_resumable(
-    folder: Path,
-    choice: str,
-    remote: str | None,
-    config: Config,
-    num_rows: Mapping[str, Mapping[str, int]],
-    tell: Callable[[str], None],
-) -> Path | None:
-    """The checkpoint to continue from, whole and of this configuration; None to begin anew.
-
-    Args:
-        folder: of the run; what is fetched goes into its `checkpoints`.
-        choice: `auto` for the newest in the run's folder or its copies, `never`, or a checkpoint: a folder or a URL.
-        remote: where the run's copies are, if it has any.
-        config: of the run; what changes its result must be as it was.
-        num_rows: of each task and split; they must be as they were.
-        tell: is told what is taken and what is not.
-
-    Raises:
-        UserError: if the chosen one is damaged, or made with settings that change the result, naming the first.
-    """
-    here = folder / "checkpoints"
-    for rest in (path for end in ("partial", "deleted") for path in here.glob(f"step-*.{end}")):
-        shutil.rmtree(rest)  # of a run that was killed
-    copies = list_checkpoints(remote) if remote else []
-    if choice == "never":
-        if copies:  # as its newest, they would be kept in the place of this run's
-            raise UserError(
-                f"checkpoints.remote: {remote} holds checkpoints of an earlier run, up to step {copies[-1]}; a run "
-                f"that begins anew needs a place of its own"
-            )
-        for old in checkpoints_in(folder):
-            tell(f"{old} is removed, as this run begins anew")
-            delete_checkpoint(old)
-        return None
-    if choice != "auto":
-        try:
-            found = _fetch(choice, here) if choice.startswith("gs://") else find_checkpoint(choice)
-            verify(found)
-        except ValueError as damage:
-            raise UserError(f"training.resume_from_checkpoint: {choice} is damaged: {damage}") from damage
-        _check_settings(found, config, num_rows)
-        return found
-    for step in sorted({step_of(path) for path in checkpoints_in(folder)} | {*copies}, reverse=True):
-        found = here / step_name(step)
-        try:
-            verify(found)
-        except ValueError as damage:
-            if found.exists():
-                aside = found.with_name(f"{found.name}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                found.rename(aside)
-                tell(f"{found} is damaged and set aside as {aside.name}: {damage}")
-            try:
-                if remote is None or step not in copies:
-                    continue
-                here.mkdir(parents=True, exist_ok=True)
-                download_checkpoint(remote, step, found)
-                tell(f"{found} is fetched from {remote}")
-            except ValueError as wrong:
-                tell(f"{remote}/{found.name} is damaged: {wrong}")
-                continue
-        _check_settings(found, config, num_rows)
-        tell(f"going on from {found}")
-        return found
-    return None
-
-
-def find_best(history: History, checkpoint: Path, folder: Path, config: Config, tell: Callable[[str], None]) -> None:
-    """Makes sure that a run that goes on has its best checkpoint, or chooses the best among those to come.
-
-    Args:
-        history: of the run; forgets a best checkpoint that is lost.
-        checkpoint: the one that the run goes on from; the best may be beside it, there or where it was fetched from.
-        folder: of the run.
-        config: of the run.
-        tell: is told of one that is lost.
-    """
-    step = history.best["step"]
-    if step is None:
-        return
-    best, beside = folder / "checkpoints" / step_name(step), checkpoint.with_name(step_name(step))
-    url = config.training.resume_from_checkpoint.rstrip("/")
-    places = [place for place in (config.checkpoints.remote, url, url.rpartition("/")[0]) if place]
-    fetch: list[Callable[[], object]] = [lambda: None, lambda: shutil.copytree(beside, best)]
-    fetch += [partial(download_checkpoint, place, step, best) for place in places if place.startswith("gs://")]
-    for attempt in fetch:
-        with suppress(OSError, UserError, ValueError):
-            attempt()
-            verify(best)
-            return
-    tell(f"{best} is lost, which was the best; the best is chosen among those to come")
-    history.best = {"step": None}
-
-
-def choose_export(
-    folder: Path, history: History, is_best: bool, tell: Callable[[str], object]
-) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint whose model is exported.
-
-    Args:
-        folder: of the run.
-        history: of the run.
-        is_best: whether to take the best one, if any was evaluated; otherwise the newest.
-        tell: is told which one is the best.
-
-    Returns:
-        Where it is, and what was known of the run then; of the best one also `best_by`, the metric.
-    """
-    best = checkpoint_at(folder, history.best["step"])
-    if not is_best or best is None:
-        newest = checkpoints_in(folder)[0]
-        return newest, read_state(newest)
-    tell(f"\nThe best by {history.metric} was step {history.best['step']}, which is exported: {best}")
-    return best, read_state(best) | {"best_by": history.metric}
-
-
-def _fetch(url: str, here: Path) -> Path:
-    """A checkpoint, or the newest of those at a place, into a folder."""
-    place, _, name = url.rstrip("/").rpartition("/")
-    if not re.fullmatch(r"step-\d{8,}", name):
-        steps = list_checkpoints(url)
-        if not steps:
-            raise UserError(f"training.resume_from_checkpoint: there is no whole checkpoint in {url}")
-        place, name = url, step_name(steps[-1])
-    found = here / name
-    here.mkdir(parents=True, exist_ok=True)
-    download_checkpoint(place, step_of(found), found)
-    return found
-
-
-def _check_settings(folder: Path, config: Config, num_rows: Mapping[str, Mapping[str, int]]) -> None:
-    changed = changed_setting(yaml.safe_load((folder / "config.yaml").read_text()), config)
-    for task, then in read_state(folder)["rows"].items() if changed is None else ():
-        for split, number in then.items():
-            if num_rows[task][split] != number:
-                changed = changed or f"the {split} rows of task {task} were {number:,}, are {num_rows[task][split]:,}"
-    if changed:
-        raise UserError(
-            f"training.resume_from_checkpoint: {folder} was made with other settings ({changed}); make them as they "
-            f"were, or begin anew with another training.output_dir or with --training.resume_from_checkpoint never"
-        )
-
-
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Puts a checkpoint's weights and the optimizer's memory in place.
-
-    Returns:
-        What else is known of the run; `step` is the number of steps done.
-    """
-    load_trained_weights(model, load_file(folder / "model.safetensors"))
-    load_optimizer(optimizer, model, folder / "optimizer.safetensors")
-    return read_state(folder)
+def steps_to_keep(limit: int | None, stopping: EarlyStopping, steps: Sequence[int]) -> set[int]:
+    """The newest `limit` of all steps that have a copy, in order, and the best; None keeps all."""
+    return {*steps[-(limit or 0) :]} | ({stopping.best["step"]} & {*steps})  # -0 is the whole list

@@ -8,8 +8,6 @@ from typing import Any
 
 import google_crc32c
 
-from ..errors import UserError
-
 NAME = "manifest.json"
 
 
@@ -117,18 +115,6 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, the newest first; a name with an ending is that of something else."""
     found = (path.parent for path in (folder / "checkpoints").glob("step-*/manifest.json"))
     return sorted((path for path in found if not path.suffix), reverse=True)
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """What is known of the run that a checkpoint was made in: step, command, versions, labels, results.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    try:
-        return json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--checkpoint: {folder / 'state.json'} cannot be read: {error}") from error
 
 
 def _encode(manifest: Mapping[str, Any]) -> bytes:

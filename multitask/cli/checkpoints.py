@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..checkpoints import remote as gcs
-from ..checkpoints.manifest import NAME, checkpoints_in, read_manifest, read_state, step_name, verify
+from ..checkpoints.manifest import NAME, checkpoints_in, read_manifest, step_name, verify
 from ..errors import UserError, first_line, mistakes_in_one_line
+from ..training.state import SavedState
 from ..utils import split_url
 from .console import format_table
 
@@ -112,7 +113,7 @@ def _line(location: str) -> tuple[str, ...]:
                 gcs.download_checkpoint(*_split(location), path, ["state.json"])
             else:
                 path = Path(location)
-            files, average = read_manifest(path)["files"], read_state(path)["average"]
+            files, average = read_manifest(path)["files"], SavedState.read(path).average
     except ValueError as damage:
         return location, f"damaged: {first_line(damage)}", "", "", ""
     return location, "", f"{len(files)}", f"{_bytes(files):,}", "-" if average is None else f"{average:.4f}"

@@ -1,11 +1,11 @@
 """What `--mode` does besides training: evaluate a checkpoint, predict with it, export it."""
 
+import dataclasses
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from ..checkpoints.format import load_checkpoint
-from ..checkpoints.manifest import read_state
 from ..config.load import load_config
 from ..errors import UserError
 from ..evaluation.evaluate import evaluate_tasks, predict
@@ -15,6 +15,7 @@ from ..model.export import check_export_folder, export_run
 from ..tasks.load import load_tasks
 from ..tasks.metrics import average
 from ..tracking.run_directory import write_results
+from ..training.state import SavedState
 from ..training.xla import uses_static_shapes
 from .arguments import Command
 from .console import results_table
@@ -44,7 +45,7 @@ def evaluate(command: Command, accelerator: Accelerator) -> None:
     accelerator.print(results_table(results, tasks))
     if command.output and accelerator.is_main_process:
         try:
-            write_results(Path(command.output), read_state(command.checkpoint)["step"], results, average(results))
+            write_results(Path(command.output), SavedState.read(command.checkpoint).step, results, average(results))
         except OSError as error:
             raise UserError(f"--output: {command.output} cannot be written: {error.strerror}") from error
 
@@ -75,7 +76,8 @@ def export(command: Command, accelerator: Accelerator) -> None:
         trained = load_config(command.checkpoint / "config.yaml")
         merge = command.config.adapters is None or command.config.adapters.merge
         chosen = [task for task in tasks if task.name in command.tasks]
-        export_run(model, chosen, tokenizer, trained, read_state(command.checkpoint), folder, merge)
+        saved = dataclasses.asdict(SavedState.read(command.checkpoint))
+        export_run(model, chosen, tokenizer, trained, saved, folder, merge)
         print(f"One model per task in {folder}: {', '.join(command.tasks)}")
 
 

@@ -104,6 +104,15 @@ class StepLoader:
         """From the next step on, takes rows as a mixture says, up to another last step."""
         self.dataset.mixture, self.last = mixture, last
 
+    def is_due(self, step: int, every: int | None) -> bool:
+        """Whether something happens after a step that happens every so many steps and after the last one."""
+        return step == self.last or bool(every and step % every == 0)
+
+    def examples(self, step: int) -> dict[str, float]:
+        """Examples of each task in the steps up to this one, for the log."""
+        mixture = self.dataset.mixture
+        return {f"train/{task}/examples": mixture.given(task, step) for task in mixture.sizes}
+
     def __iter__(self) -> Iterator[tuple[int, Step]]:
         done = self.first
         while done < self.last:

@@ -9,13 +9,71 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
 from ..data.packing import collate, split_into_passes, split_statically, static_shape
 from ..data.split import Split
 from ..model.multitask import MultitaskModel
 from ..tasks.load import TaskData
 from ..tasks.metrics import Results, load_metric
+from ..training.signals import Stopped
 from ..training.xla import end_graph
+
+
+class Evaluator:
+    """Measures a run on its validation rows, all processes together.
+
+    Args:
+        model: not wrapped by Accelerate.
+        tasks: of the run.
+        tokenizer: the encoder's.
+        accelerator: of the run.
+        max_tokens_per_pass: limit of padded tokens at a time.
+        static_shapes: as of `compute_logits`.
+        stop: gives the number of a signal that this process was sent, or 0.
+        look: gets each task with its logits.
+    """
+
+    def __init__(
+        self,
+        model: MultitaskModel,
+        tasks: Sequence[TaskData],
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+        max_tokens_per_pass: int,
+        static_shapes: bool,
+        stop: Callable[[], int],
+        look: Callable[[TaskData, NDArray[np.float32], PreTrainedTokenizerBase], None],
+    ):
+        self.model, self.tasks, self.tokenizer, self.accelerator = model, tasks, tokenizer, accelerator
+        self.max_tokens_per_pass, self.static_shapes = max_tokens_per_pass, static_shapes
+        self.stop, self.look = stop, look
+
+    def run(self) -> Results | None:
+        """The metrics of all tasks; None if a signal came, and nothing has changed."""
+        self.model.eval()
+        try:
+            return evaluate_tasks(self.tasks, self._logits)
+        except Stopped:
+            return None
+        finally:
+            self.model.train()
+
+    def _logits(self, task: TaskData, split: Split) -> NDArray[np.float32]:
+        signal = torch.tensor(self.stop(), device=self.accelerator.device)
+        if bool(self.accelerator.reduce(signal)):  # of any process; all agree
+            raise Stopped
+        logits = predict(
+            self.model,
+            task.name,
+            split,
+            self.accelerator,
+            self.tokenizer.pad_token_id,
+            self.max_tokens_per_pass,
+            self.static_shapes,
+        )
+        self.look(task, logits, self.tokenizer)
+        return logits
 
 
 @torch.no_grad()  # XLA has no inference mode

@@ -1,6 +1,7 @@
 """Which rows make up a step: a pure function of (seed, step), with no state to save and nothing to communicate."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -34,6 +35,7 @@ class Mixture:
         seed: another seed gives another order; each task's order depends on the seed and the task's name alone.
         lengths: tokens of each row's longest sequence, per task; without them rows are not grouped.
         window_steps: how many steps' rows are grouped together.
+        last_step: of the run; None for a mixture without an end.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Mixture:
         seed: int,
         lengths: Mapping[str, NDArray] | None = None,
         window_steps: int = 128,
+        last_step: int | None = None,
     ):
         plans = [Plan([(0, shares)], batch_size)] if isinstance(shares, Mapping) else list(shares)
         assert min(sizes.values()) > 0 and all(plan.before.keys() == sizes.keys() for plan in plans)
         assert plans[0].first_step == 0 and all(plan.batch_size == batch_size for plan in plans)
         self.sizes, self.batch_size, self.seed, self.lengths = dict(sizes), batch_size, seed, lengths
+        self.last_step = sys.maxsize if last_step is None else last_step
         self._plans = plans
         # Windows divide a task's pass evenly and never reach over its end: each pass gives every row exactly once.
         self._windows = {

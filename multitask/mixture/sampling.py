@@ -134,7 +134,8 @@ class Sampling:
 
     def mixture(self, seed: int, lengths: Mapping[str, NDArray], stopped: Mapping[str, int] | None = None) -> Mixture:
         """The run's mixture; `seed` and `lengths` as of `Mixture`, `stopped` as of `plans`."""
-        return Mixture(self.sizes, self.plans(stopped or {}), self.batch_size, seed, lengths)
+        plans, last_step = self.plans(stopped or {}), self.last_step(stopped or {})
+        return Mixture(self.sizes, plans, self.batch_size, seed, lengths, last_step=last_step)
 
     def last_step(self, stopped: Mapping[str, int]) -> int:
         """After how many steps the run ends: when it is done, or when the last task that is trained was stopped."""

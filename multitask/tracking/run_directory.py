@@ -10,7 +10,7 @@ import yaml
 
 from ..config.schema import Config, to_yaml
 from ..errors import UserError
-from ..utils import flatten
+from ..utils import flatten, write_atomically
 
 NUMBERS = ("metrics.jsonl", "metrics.json", "predictions.json", "watched.jsonl")
 
@@ -94,7 +94,7 @@ def open_run_folder(folder: Path, config: Config, checkpoint: Path | None) -> No
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "config.yaml", to_yaml(config))  # first: by it, a folder is known as a run's
+        write_atomically(folder / "config.yaml", to_yaml(config))  # first: by it, a folder is known as a run's
         (folder / "export").mkdir(exist_ok=True)
         for name in NUMBERS:
             (folder / name).unlink(missing_ok=True)
@@ -113,13 +113,7 @@ def append_metrics(folder: Path, step: int, values: dict[str, float]) -> None:
 def write_results(path: Path, step: int, results: dict[str, dict[str, float]], average: float) -> None:
     """Replaces a file like metrics.json, which holds the last evaluation."""
     content = {"step": step, "tasks": _finite(results)} | _finite({"average": average})
-    _replace(path, json.dumps(content, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def _finite(value: Any) -> Any:

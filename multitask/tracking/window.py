@@ -1,6 +1,8 @@
 """The numbers of a run, named as they are logged."""
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..data.packing import Step
 from ..tasks.metrics import Results, average
@@ -35,6 +37,18 @@ class LogWindow:
         self.tokens += step.tokens
         self.padded_tokens += int(padded_tokens)
         self.seconds += seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums, for a checkpoint."""
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave; of an empty state, empty sums."""
+        vars(self).update(dataclasses.asdict(LogWindow(**state)))
+
+    def clear(self) -> None:
+        """Begins a new window."""
+        self.load_state_dict({})
 
     def values(self) -> dict[str, float]:
         """Means over the window; a task without examples in it has no loss."""

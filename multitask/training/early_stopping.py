@@ -33,7 +33,7 @@ def score(results: Results, name: str) -> float:
 
 
 @dataclass
-class History:
+class EarlyStopping:
     """What a checkpoint keeps of a run's evaluations, so that a run that goes on decides as one that never stopped.
 
     Args:
@@ -49,11 +49,6 @@ class History:
     best: dict[str, Any] = field(default_factory=lambda: {"step": None})
     waits: dict[str, dict[str, float]] = field(default_factory=dict)
     stopped: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, metric: str, patience: Mapping[str, int], state: Mapping[str, Any]) -> "History":
-        """As it was when the state of a checkpoint was written; of any other mapping, an empty one."""
-        return cls(metric, patience, **{key: state[key] for key in ("best", "waits", "stopped") if key in state})
 
     def add(self, step: int, results: Results) -> list[str]:
         """Takes in the evaluation after a step; gives the tasks that are stopped by it."""
@@ -79,12 +74,16 @@ class History:
         if results and self.is_best(results):
             self.best = {"step": step, self.metric: score(results, self.metric)}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"best": self.best, "waits": self.waits, "stopped": self.stopped}
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        self.best, self.waits, self.stopped = dict(state["best"]), dict(state["waits"]), dict(state["stopped"])
 
-def check_history(
+
+def check_stopping(
     metric: str, patience: Collection[str], load_best: bool, measured: Mapping[str, Collection[str]]
 ) -> None:
     """Refuses what no evaluation of this run can tell.

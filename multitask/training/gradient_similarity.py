@@ -24,7 +24,7 @@ MANY = 10  # more tasks than that are measured only where it is asked for
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
-class Agreement:
+class GradientSimilarity:
     """Takes the place of a step's backward passes and keeps the tasks' gradients apart until the step ends.
 
     In such a step the encoder computes each task's sub-batch by itself, so that a backward pass for each task costs

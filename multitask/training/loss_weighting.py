@@ -18,7 +18,7 @@ from ..tasks.load import TaskData
 from .distributed import whole
 
 
-class LossBalancing:
+class LossWeighting:
     """Factors that stay as they are (`static` with ones, `size_of_label_space`); what the other methods begin from.
 
     A step calls `begin`, `terms` in each pass, and `end`.
@@ -65,22 +65,22 @@ class LossBalancing:
         """What the loss of each example of a task counts, for the log; nothing if it is what was configured."""
         return {f"train/{task}/loss_weight": self.weights[task] * factor for task, factor in self.factors.items()}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the model's parameters; JSON writes and reads it without loss."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state` gave."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
 
 
-class Static(LossBalancing):
+class Static(LossWeighting):
     """The configured weights alone."""
 
     def values(self) -> dict[str, float]:
         return {}
 
 
-class Uncertainty(LossBalancing):
+class Uncertainty(LossWeighting):
     """Homoscedastic uncertainty, learned (Kendall, Gal and Cipolla 2018, arXiv:1705.07115, equations 7 and 10).
 
     An example's loss L becomes L / (2 sigma^2) + log sigma for a regression and L / sigma^2 + log sigma otherwise,
@@ -113,7 +113,7 @@ class Uncertainty(LossBalancing):
         return super().values()
 
 
-class Famo(LossBalancing):
+class Famo(LossWeighting):
     """FAMO: all losses fall at the same rate (Liu et al. 2023, arXiv:2306.03792, algorithm 1).
 
     With z the softmax of the tasks' logits and l_t the mean loss of task t in the step, the loss of the step is
@@ -195,21 +195,21 @@ class Famo(LossBalancing):
         square = self.square[here] / (1 - 0.999 ** self.updates[here])
         self.logits[here] -= self.rate * mean / (np.sqrt(square) + self.epsilon)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name).tolist() for name in ("logits", "mean", "square", "updates")}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, values in state.items():
             setattr(self, name, np.array(values))
 
 
-def build_balancing(
+def build_loss_weighting(
     method: str,
     model: MultitaskModel,
     tasks: Sequence[TaskData],
     batch_size: int,
     reduce: Callable[[Tensor], Tensor],
-) -> LossBalancing:
+) -> LossWeighting:
     """The balancing of a run by its name in the configuration.
 
     Args:
@@ -221,7 +221,7 @@ def build_balancing(
     """
     weights = {task.name: task.weight for task in tasks}
     if method == "size_of_label_space":
-        return LossBalancing(weights, batch_size, {task.name: 1 / log_label_space(task) for task in tasks})
+        return LossWeighting(weights, batch_size, {task.name: 1 / log_label_space(task) for task in tasks})
     if method == "uncertainty":
         model.add_log_variances()
         regressions = {task.name for task in tasks if task.type.name == "regression"}

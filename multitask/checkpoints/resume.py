@@ -1,0 +1,179 @@
+"""Which checkpoint a run continues from: found, checked against the configuration, fetched if it is elsewhere."""
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+
+from ..config.schema import Config
+from ..errors import UserError
+from ..tracking.run_directory import changed_setting, open_run_folder
+from ..training.distributed import from_main_process
+from ..training.early_stopping import EarlyStopping
+from ..training.state import SavedState
+from .format import delete_checkpoint, find_checkpoint
+from .manifest import checkpoints_in, step_name, step_of, verify
+from .remote import check_access, download_checkpoint, list_checkpoints
+
+
+def open_run(
+    folder: Path, config: Config, num_rows: Mapping[str, Mapping[str, int]], accelerator: Accelerator
+) -> Path | None:
+    """Opens a run's folder, and the checkpoint that it continues from on every machine; None begins anew.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        num_rows: of each task and split.
+        accelerator: its main process looks and writes for all.
+
+    Raises:
+        UserError: as `find_resumable` and `check_access` do, on all processes.
+    """
+    remote, choice = config.checkpoints.remote, config.training.resume_from_checkpoint
+
+    def look() -> Path | None:
+        if remote:
+            check_access(remote)
+        found = find_resumable(folder, choice, remote, config, num_rows, accelerator.print)
+        open_run_folder(folder, config, found)
+        return found
+
+    found = from_main_process(accelerator, look)
+    if found and remote and accelerator.is_local_main_process and not accelerator.is_main_process:
+        try:  # this machine may have another disk than the first one, on which it is whole
+            verify(found)
+        except ValueError:
+            found.parent.mkdir(parents=True, exist_ok=True)
+            download_checkpoint(remote, step_of(found), found)
+    accelerator.wait_for_everyone()
+    return found
+
+
+def find_resumable(
+    folder: Path,
+    choice: str,
+    remote: str | None,
+    config: Config,
+    num_rows: Mapping[str, Mapping[str, int]],
+    tell: Callable[[str], None],
+) -> Path | None:
+    """The checkpoint to continue from, whole and of this configuration; None to begin anew.
+
+    Args:
+        folder: of the run; what is fetched goes into its `checkpoints`.
+        choice: `auto` for the newest in the run's folder or its copies, `never`, or a checkpoint: a folder or a URL.
+        remote: where the run's copies are, if it has any.
+        config: of the run; what changes its result must be as it was.
+        num_rows: of each task and split; they must be as they were.
+        tell: is told what is taken and what is not.
+
+    Raises:
+        UserError: if the chosen one is damaged, or made with settings that change the result, naming the first.
+    """
+    here = folder / "checkpoints"
+    for rest in (path for end in ("partial", "deleted") for path in here.glob(f"step-*.{end}")):
+        shutil.rmtree(rest)  # of a run that was killed
+    copies = list_checkpoints(remote) if remote else []
+    if choice == "never":
+        if copies:  # as its newest, they would be kept in the place of this run's
+            raise UserError(
+                f"checkpoints.remote: {remote} holds checkpoints of an earlier run, up to step {copies[-1]}; a run "
+                f"that begins anew needs a place of its own"
+            )
+        for old in checkpoints_in(folder):
+            tell(f"{old} is removed, as this run begins anew")
+            delete_checkpoint(old)
+        return None
+    if choice != "auto":
+        try:
+            found = _fetch(choice, here) if choice.startswith("gs://") else find_checkpoint(choice)
+            verify(found)
+        except ValueError as damage:
+            raise UserError(f"training.resume_from_checkpoint: {choice} is damaged: {damage}") from damage
+        _check_settings(found, config, num_rows)
+        return found
+    for step in sorted({step_of(path) for path in checkpoints_in(folder)} | {*copies}, reverse=True):
+        found = here / step_name(step)
+        try:
+            verify(found)
+        except ValueError as damage:
+            if found.exists():
+                aside = found.with_name(f"{found.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                found.rename(aside)
+                tell(f"{found} is damaged and set aside as {aside.name}: {damage}")
+            try:
+                if remote is None or step not in copies:
+                    continue
+                here.mkdir(parents=True, exist_ok=True)
+                download_checkpoint(remote, step, found)
+                tell(f"{found} is fetched from {remote}")
+            except ValueError as wrong:
+                tell(f"{remote}/{found.name} is damaged: {wrong}")
+                continue
+        _check_settings(found, config, num_rows)
+        tell(f"going on from {found}")
+        return found
+    return None
+
+
+def find_best(
+    stopping: EarlyStopping, checkpoint: Path, folder: Path, config: Config, tell: Callable[[str], None]
+) -> None:
+    """Makes sure that a run that goes on has its best checkpoint, or chooses the best among those to come.
+
+    Args:
+        stopping: of the run; forgets a best checkpoint that is lost.
+        checkpoint: the one that the run goes on from; the best may be beside it, there or where it was fetched from.
+        folder: of the run.
+        config: of the run.
+        tell: is told of one that is lost.
+    """
+    step = stopping.best["step"]
+    if step is None:
+        return
+    best, beside = folder / "checkpoints" / step_name(step), checkpoint.with_name(step_name(step))
+    url = config.training.resume_from_checkpoint.rstrip("/")
+    places = [place for place in (config.checkpoints.remote, url, url.rpartition("/")[0]) if place]
+    fetch: list[Callable[[], object]] = [lambda: None, lambda: shutil.copytree(beside, best)]
+    fetch += [partial(download_checkpoint, place, step, best) for place in places if place.startswith("gs://")]
+    for attempt in fetch:
+        with suppress(OSError, UserError, ValueError):
+            attempt()
+            verify(best)
+            return
+    tell(f"{best} is lost, which was the best; the best is chosen among those to come")
+    stopping.best = {"step": None}
+
+
+def _fetch(url: str, here: Path) -> Path:
+    """A checkpoint, or the newest of those at a place, into a folder."""
+    place, _, name = url.rstrip("/").rpartition("/")
+    if not re.fullmatch(r"step-\d{8,}", name):
+        steps = list_checkpoints(url)
+        if not steps:
+            raise UserError(f"training.resume_from_checkpoint: there is no whole checkpoint in {url}")
+        place, name = url, step_name(steps[-1])
+    found = here / name
+    here.mkdir(parents=True, exist_ok=True)
+    download_checkpoint(place, step_of(found), found)
+    return found
+
+
+def _check_settings(folder: Path, config: Config, num_rows: Mapping[str, Mapping[str, int]]) -> None:
+    changed = changed_setting(yaml.safe_load((folder / "config.yaml").read_text()), config)
+    for task, then in SavedState.read(folder).rows.items() if changed is None else ():
+        for split, number in then.items():
+            if num_rows[task][split] != number:
+                changed = changed or f"the {split} rows of task {task} were {number:,}, are {num_rows[task][split]:,}"
+    if changed:
+        raise UserError(
+            f"training.resume_from_checkpoint: {folder} was made with other settings ({changed}); make them as they "
+            f"were, or begin anew with another training.output_dir or with --training.resume_from_checkpoint never"
+        )
