@@ -170,6 +170,15 @@ def evaluate(
     return True
 
 
+def log_window(
+    state: TrainState, window: LogWindow, steps: StepLoader, learning_rate: Callable[[int], float], log: RunLogger
+) -> None:
+    """Logs the means over the steps since the last time, and begins a new window."""
+    rate = {"train/learning_rate": learning_rate(state.step)}
+    log.training(state.step, window.values() | rate | state.weighting.values() | steps.examples(state.step))
+    window.clear()
+
+
 def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], int] = lambda: 0) -> int:
     """Trains, evaluates, saves and exports; returns the exit status. `stop_signal` gives the number of one, or 0."""
     config, training = command.config, command.config.training
@@ -219,12 +228,13 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     own_rates = [(plain_model.head_parameters(n), t.learning_rate) for n, t in config.tasks.items() if t.learning_rate]
     plain_optimizer = build_optimizer(plain_model, training.learning_rate, training.weight_decay, own_rates)
     model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
+    window = LogWindow()
     state = TrainState(
         model=plain_model,
         optimizer=plain_optimizer,
         weighting=weighting,
         stopping=EarlyStopping(training.metric_for_best_model, patience),
-        window=LogWindow(),
+        window=window,
         scaler=accelerator.scaler,
         command=command.line,
         labels={task.name: task.labels for task in tasks},
@@ -252,6 +262,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     if state.step and state.results is None and steps.is_due(state.step, training.eval_steps):
         is_stopped = not evaluate(state, evaluator, steps, mixture_without, log)  # a signal came during it
         if not is_stopped:
+            if state.step == steps.last and window.steps:
+                log_window(state, window, steps, learning_rate, log)
             checkpoints.save(log.log)
     started = time.perf_counter()
     for step, batch in () if is_stopped else steps:
@@ -261,16 +273,17 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
             step, batch, model, optimizer, weighting, similarity, tasks, accelerator, training, static, stop_signal
         )
         state.advance(step)
-        state.window.add(batch, output.loss, output.task_losses, output.padded_tokens, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        window.add(batch, output.loss, output.task_losses, output.padded_tokens, output.grad_norm, seconds)
         is_stopped = output.is_last
         log.bar.update()
+        log.log(step, output.cosines)
+        if steps.is_due(step, training.logging_steps):
+            log_window(state, window, steps, learning_rate, log)
         if steps.is_due(step, training.eval_steps) and not is_stopped:
             is_stopped = not evaluate(state, evaluator, steps, mixture_without, log)
-        log.log(step, output.cosines)
-        if steps.is_due(step, training.logging_steps):  # the evaluation may have made this the last step
-            rates = {"train/learning_rate": learning_rate(step), "train/grad_norm": output.grad_norm}
-            log.training(step, state.window.values() | rates | weighting.values() | steps.examples(step))
-            state.window.clear()
+        if step == steps.last and window.steps:  # the evaluation has made this the last step
+            log_window(state, window, steps, learning_rate, log)
         is_best = training.load_best_model_at_end and state.stopping.is_best(state.results)
         if is_stopped or is_best or steps.is_due(step, training.save_steps):
             checkpoints.save(log.log)
@@ -292,7 +305,6 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     accelerator.print(f"\n{results_table(state.results, tasks)}")
     log.report()
     checkpoints.export(folder / "export")
-    accelerator.print(f"\nOne model per task in {folder / 'export'}; the numbers in {folder / 'metrics.json'}")
     return checkpoints.close(0, log.log, folder / "export", folder / "report")
 
 

@@ -6,12 +6,13 @@ from multitask.tracking.window import LogWindow, evaluation_values
 
 def test_a_window_averages_over_its_steps():
     window = LogWindow()
-    window.add(Step([], {"a": 3, "b": 1, "c": 0}, 80), 2.0, {"a": 6.0, "b": 5.0, "c": 0.0}, 100.0, 0.5)
-    window.add(Step([], {"a": 2, "b": 2, "c": 0}, 100), 1.0, {"a": 4.0, "b": 1.0, "c": 0.0}, 100.0, 0.25)
+    window.add(Step([], {"a": 3, "b": 1, "c": 0}, 80), 2.0, {"a": 6.0, "b": 5.0, "c": 0.0}, 100.0, 1.25, 0.5)
+    window.add(Step([], {"a": 2, "b": 2, "c": 0}, 100), 1.0, {"a": 4.0, "b": 1.0, "c": 0.0}, 100.0, 0.75, 0.25)
     assert window.values() == {
         "train/loss": pytest.approx(1.5),
         "train/a/loss": pytest.approx(2.0),  # 10 over 5 examples
         "train/b/loss": pytest.approx(2.0),  # 6 over 3; c had no example and has no loss
+        "train/grad_norm": 0.75,  # of the last step
         "train/tokens_per_second": pytest.approx(180 / 0.75),
         "train/padding_share": pytest.approx(0.1),
     }

@@ -126,6 +126,7 @@ class CheckpointManager:
         merge = self.config.adapters is None or self.config.adapters.merge
         saved = dataclasses.asdict(SavedState.read(chosen)) | known
         export_run(model, self.tasks, self.tokenizer, self.config, saved, folder, merge)
+        print(f"\nOne model per task in {folder}; the numbers in {self.folder / 'metrics.json'}")
 
     def close(self, status: int, log: Log, *folders: Path) -> int:
         """Waits until all is written and uploaded.

@@ -18,15 +18,23 @@ class LogWindow:
     task_examples: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
     padded_tokens: int = 0
+    grad_norm: float = 0.0
     seconds: float = 0.0
 
     def add(
-        self, step: Step, loss: float, task_losses: dict[str, float], padded_tokens: float, seconds: float
+        self,
+        step: Step,
+        loss: float,
+        task_losses: dict[str, float],
+        padded_tokens: float,
+        grad_norm: float,
+        seconds: float,
     ) -> None:
         """Adds a step: its weighted mean loss, each task's sum of example losses, and what it took.
 
         Args:
             padded_tokens: those that the encoder computed over all devices, padding included.
+            grad_norm: before clipping.
             seconds: of the step.
         """
         self.loss += loss
@@ -36,6 +44,7 @@ class LogWindow:
             self.task_examples[task] = self.task_examples.get(task, 0) + num_examples
         self.tokens += step.tokens
         self.padded_tokens += int(padded_tokens)
+        self.grad_norm = grad_norm
         self.seconds += seconds
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,6 +65,7 @@ class LogWindow:
         for task, num_examples in self.task_examples.items():
             if num_examples:
                 values[f"train/{task}/loss"] = self.task_losses[task] / num_examples
+        values["train/grad_norm"] = self.grad_norm  # of the last step
         values["train/tokens_per_second"] = self.tokens / self.seconds
         values["train/padding_share"] = 1 - self.tokens / self.padded_tokens
         return values
