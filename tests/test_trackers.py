@@ -259,7 +259,7 @@ def test_a_run_that_was_killed_and_resumed_has_every_point_once(mixture_config, 
     assert len(evaluated) >= 1 and tables == {
         (s, f"predictions/{t}") for s in evaluated for t in mixture_config["tasks"]
     }
-    assert {step for step, name in points if name == "train/loss"} == set(range(1, last["step"] + 1))
+    assert {step for step, name in points if name == "train/loss"} == set(range(1, last.step + 1))
     assert points == expected + Counter(tables) and set(points.values()) == {1}
     assert tensorboard_points(folder).keys() == set(expected)
     logged = json.dumps([record for record in wandb_records(folder) if record["type"] in ("run", "config")])
