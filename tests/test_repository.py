@@ -12,10 +12,24 @@ from multitask.config.schema import Config
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Options of other programs that the pages show: accelerate, torchrun, docker, gcloud, the benchmarks.
-OF_OTHERS = set(
-    "config_file num_processes num_machines machine_rank main_process_ip quiet nproc_per_node use-pep517 "
-    "repository-format location role member data-file only rounds epochs".split()
-)
+OF_OTHERS = {
+    "config_file",
+    "num_processes",
+    "num_machines",
+    "machine_rank",
+    "main_process_ip",
+    "quiet",
+    "nproc_per_node",
+    "use-pep517",
+    "repository-format",
+    "location",
+    "role",
+    "member",
+    "data-file",
+    "only",
+    "rounds",
+    "epochs",
+}
 
 
 def text_of_pages() -> str:
