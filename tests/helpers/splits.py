@@ -1,0 +1,35 @@
+"""Splits without a tokenizer, and a mixture of them."""
+
+from fractions import Fraction
+
+import datasets
+import numpy as np
+import torch
+
+from multitask.data.split import Split
+from multitask.mixture.mixture import Mixture
+
+# Rows of the tasks of GLUE (Wang et al. 2019).
+GLUE = {"cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363846, "stsb": 5749, "mnli": 392702, "qnli": 104743}
+
+
+def make_split(num_rows: int, sequences: int = 1, seed: int = 0) -> Split:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 40, (num_rows, sequences))
+    rows = {
+        "input_ids": [[[row + 1] * n for n in of_row] for row, of_row in enumerate(lengths.tolist())],
+        "token_type_ids": [[[1] * n for n in of_row] for of_row in lengths.tolist()],
+        "label": list(range(num_rows)),
+    }
+    longest, total = lengths.max(1).astype(np.int32), lengths.sum(1).astype(np.int32)
+    nothing = datasets.Dataset.from_dict({})
+    return Split(datasets.Dataset.from_dict(rows), nothing, sequences, torch.int64, longest, total, 0, num_rows)
+
+
+SPLITS = {"single": make_split(40), "choice": make_split(90, sequences=3, seed=1), "rare": make_split(5, seed=2)}
+
+
+def make_mixture(batch_size: int) -> Mixture:
+    shares = {"single": Fraction(3, 10), "choice": Fraction(13, 20), "rare": Fraction(1, 20)}
+    sizes = {task: len(split) for task, split in SPLITS.items()}
+    return Mixture(sizes, shares, batch_size, 0, {task: split.length for task, split in SPLITS.items()})

@@ -1,0 +1,102 @@
+"""The benchmarks work; what they measure is not a test's to judge."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from helpers.paths import ROOT
+
+from benchmarks.bench import QUESTIONS, _measure, main
+from benchmarks.results import Results
+from multitask.errors import UserError
+
+
+def bench(*options: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "benchmarks.bench", *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, timeout=900)
+
+
+def test_a_smoke_run_measures_everything_and_writes_the_page(tmp_path):
+    page = tmp_path / "benchmarks.md"
+    where = ["--output_dir", str(tmp_path / "bench"), "--page", str(page)]
+    done = bench("--smoke", "--tasknet", "none", *where)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    for heading in ("# Benchmarks", "## Speed", "## How cost grows", "## Two processes", "## Quality"):
+        assert heading in text, text
+    for figure in ("(a)", "(b)", "(c)", "(e)", "Start-up", "Going on", "mixture(step)", "Peak memory", "Evaluation"):
+        assert figure in text, f"{figure}:\n{text}"
+    assert "<svg" in page.with_suffix(".svg").read_text()
+    assert not (tmp_path / "bench" / "scratch").exists()
+
+    # What was measured is not measured again.
+    figures = (tmp_path / "bench" / "results.jsonl").read_text().splitlines()
+    again = bench("--smoke", "--tasknet", "none", "--only", "growth", *where)
+    assert again.returncode == 0 and "…" not in again.stdout, again.stdout
+    names = [json.loads(line)["name"] for line in figures]
+    assert len(names) >= 30 and page.read_text().count("\n") >= 60
+
+
+def test_without_data_it_says_which_variable_to_set(tmp_path):
+    done = bench("--output_dir", str(tmp_path / "bench"), "--page", str(tmp_path / "page.md"))
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: "), done.stderr
+    assert "MULTITASK_DATA_ROOT" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_without_a_gpu_it_skips_itself_with_a_line(tmp_path):
+    done = bench("--smoke", "--only", "gpu", "--output_dir", str(tmp_path), "--page", str(tmp_path / "page.md"))
+    assert done.returncode == 0 and "no GPU on this machine" in done.stdout, done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_keeps_nothing_else_from_being_measured(tmp_path, monkeypatch, capsys):
+    def fails(setting):
+        raise ValueError("no such thing")
+
+    monkeypatch.setitem(QUESTIONS, "speed", SimpleNamespace(measure=fails))
+    results, page = Results(tmp_path / "results.jsonl"), tmp_path / "page.md"
+    setting = SimpleNamespace(clear_scratch=lambda: None, results=results)
+    assert _measure("speed", setting, page) == "speed: no such thing"
+    assert "ValueError" in capsys.readouterr().err  # where it comes from is told
+    assert page.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rounds", "0"), "argument --rounds: 0 is less than 1"),
+        (("--steps", "1"), "argument --steps: 1 is less than 2"),
+        (("--seeds", "0"), "argument --seeds: 0 is less than 1"),
+        (("--only", "sped"), "--only: there is no 'sped' (it takes speed, growth, processes, quality, gpu)"),
+        (("--only", "speed,gpu"), "--only: gpu is measured by itself, the others on the CPU"),
+        (("--report",), "--report: there are no figures in "),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # `main` sets these and changes the folder
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(sys, "argv", ["bench", *options, "--output_dir", str(tmp_path / "b"), "--page", str(page)])
+    with pytest.raises((SystemExit, UserError)) as stopped:
+        main()
+    said = capsys.readouterr().err + str(stopped.value)
+    assert message in said and not page.exists()
+
+
+def test_figures_survive_a_kill(tmp_path):
+    path = tmp_path / "results.jsonl"
+    results = Results(path)
+    assert results.once("speed/0/a", lambda: 1) == 1
+    with path.open("a") as file:
+        file.write('{"name": "speed/0/b", "va')  # killed here
+    again = Results(path)
+    assert again.get("speed/0/b") is None
+    assert again.once("speed/0/b", lambda: 2) == 2 and again.once("speed/0/a", lambda: pytest.fail()) == 1
+    again.once("speed/1/a", lambda: 3)
+    assert Results(path).rounds("speed") == {"a": [1], "b": [2]}  # round 1 is not complete
+    assert Results(path).rounds("speed", needed=["c"]) == {}
