@@ -18,7 +18,7 @@ export PROJECT REGION BUCKET REPOSITORY SERVICE_ACCOUNT JOB_NAME CONFIG ARGS TAG
 # Stops, naming it, at a setting that is missing or cannot be right.
 check = @$(PYTHON) -m cloud.settings $(1)
 
-.PHONY: help run-local test test-xla drill quality style quickstart-data baselines dashboard bench bench-gpu \
+.PHONY: help run-local test test-fast test-xla drill quality style quickstart-data baselines dashboard bench bench-gpu \
 	docker-build docker-local-train docker-check create-bucket check-bucket cloud-train cloud-logs verify-model tpu-train
 
 help: ## List the targets
@@ -40,11 +40,14 @@ run-local: .venv/.installed ## Train a mixture on this machine: CONFIG=configs/â
 test: .venv/.installed ## Run the tests; those on real data need MULTITASK_DATA_ROOT
 	$(BIN)/python -m pytest
 
+test-fast: .venv/.installed ## The tests without whole runs, about a minute
+	$(BIN)/python -m pytest -m "not slow"
+
 drill: .venv/.installed ## Kill runs, damage checkpoints and disturb uploads by the hundred, and print the counts
 	MULTITASK_DRILL=1 $(BIN)/python -m pytest -m drill
 
 test-xla: .venv-xla/.installed ## Run the tests on XLA, on the CPU: 8 GB of packages in .venv-xla
-	PJRT_DEVICE=CPU .venv-xla/bin/python -m pytest -n0 tests/test_xla.py
+	PJRT_DEVICE=CPU .venv-xla/bin/python -m pytest -n0 tests/integration/test_xla.py
 
 # PyTorch/XLA is built for a PyTorch of its own.
 .venv-xla/.installed: requirements.txt requirements-dev.txt requirements-xla.txt
