@@ -59,7 +59,7 @@ def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, float], batch_si
             (
                 task.name,
                 task.type.name,
-                _outputs(task),
+                task.type.outputs(task.labels),
                 f"{len(task.train):,}",
                 f"{task.validation.num_examples:,}" if task.validation else "none",
                 f"{task.train.tokens.sum():,}",
@@ -69,12 +69,6 @@ def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, float], batch_si
             )
         )
     return format_table(lines)
-
-
-def _outputs(task: TaskData) -> str:
-    if task.type.name == "question_answering":
-        return "a span"
-    return f"{len(task.labels)}" if task.labels else "a number"
 
 
 def parameters_table(model: MultitaskModel) -> str:

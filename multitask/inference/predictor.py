@@ -129,7 +129,7 @@ class Predictor:
         groups: list[tuple[Any, dict[str, Split]]] = []
         for name, rows in fields.items():
             layout = shared_layout(self.config.tasks[name], len(self.tasks[name].labels))
-            what = (self.tasks[name].type.encode, layout, rows)
+            what = (type(self.tasks[name].type).encode, layout, rows)
             split = next((split for known, split in encoded if known == what), None)
             if split is None:
                 split = self._encode(name, layout, rows)

@@ -1,59 +1,119 @@
-"""What differs between types of tasks: the head, how a row is read, the loss, the metrics."""
+"""`TaskType`: what differs between types of tasks; each type has a file of its own beside this one."""
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
-from datasets import List, Value
+import numpy as np
+from datasets import Value
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import (
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
+from transformers import PreTrainedTokenizerBase
 
-from ..data.split import NO_LABEL, Split
-from . import decoding
-from .answers import ENDS, STARTS, encode_windows
-from .encoding import encode_texts
-from .words import encode_words
+from ..data import columns, split
+from ..data.columns import Layout
+from ..data.split import Split
 
 
-@dataclass(frozen=True)
-class TaskType:
-    """A type of task.
+class TaskType(ABC):
+    """A type of task: how a row is read, the head, the loss, what is measured and shown.
 
-    Args:
+    Everything that depends on the type asks it. A new type is a subclass in a file of its own and a line in the
+    registry (`tasks/__init__.py`), or a call of `register`.
+
+    Attributes:
         name: what the configuration calls it.
         auto_class: the `transformers` class that puts this head on an encoder.
         hub_name: what the hub calls it; also the name of a pipeline in `transformers`, where there is one.
-        encode: a batch of rows -> columns with tokenised sequences, labels and what reading the predictions takes.
-        columns: of what `encode` adds to the sequences, the types; `label` first.
-        loss: (logits, labels) -> loss of each example, shape (examples,); of the examples alone, not of their padding.
-        predictions: (logits, split, names of the labels) -> what the metrics take, one for each example.
-        references: (split, names of the labels) -> what is right, in the same form.
-        answers: (logits, split, names of the labels) -> what a user is told, a mapping for each example.
+        columns: types of the columns that `encode` adds to the sequences; `label` first.
         metrics: names of the metrics that can measure it, its usual ones first.
         num_default_metrics: how many of those it reports unless told otherwise.
         problem_type: what `transformers` calls it in a model's configuration.
     """
 
-    name: str
-    auto_class: Any
-    hub_name: str
-    encode: Callable[..., dict[str, list]]
-    columns: dict[str, Any]
-    loss: Callable[[Tensor, Tensor], Tensor]
-    predictions: Callable[[NDArray, "Split", Sequence[str]], Sequence | NDArray]
-    references: Callable[["Split", Sequence[str]], Sequence | NDArray]
-    answers: Callable[[NDArray, "Split", Sequence[str]], list[dict[str, Any]]]
-    metrics: tuple[str, ...]
-    num_default_metrics: int = 1
-    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
+    name: ClassVar[str]
+    auto_class: ClassVar[Any]
+    hub_name: ClassVar[str]
+    columns: ClassVar[dict[str, Any]] = {"label": Value("int64")}
+    metrics: ClassVar[tuple[str, ...]]
+    num_default_metrics: ClassVar[int] = 1
+    problem_type: ClassVar[
+        Literal["regression", "single_label_classification", "multi_label_classification"] | None
+    ] = None
+
+    @abstractmethod
+    def encode(
+        self,
+        rows: dict[str, list],
+        numbers: list[int],
+        *,
+        where: str,
+        layout: Layout,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+    ) -> dict[str, list]:
+        """Tokenises a batch of rows.
+
+        Args:
+            rows: columns with one value a row.
+            numbers: each row's number in its split, for error messages.
+            where: the task and the split, for error messages.
+            layout: where in a row the things are.
+            tokenizer: the encoder's.
+            max_length: in tokens; longer sequences are cut.
+
+        Returns:
+            `input_ids` and what else the encoder reads: a list of sequences a row; `label`, if it is known; `length`,
+            tokens of the longest sequence; `tokens` of all sequences; `truncated`, how many sequences were cut; and
+            the other columns of `columns`.
+
+        Raises:
+            UserError: naming the split and the row, for what is missing or cannot be read.
+        """
+
+    @abstractmethod
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each example, shape (examples,); of the examples alone, not of their padding."""
+
+    @abstractmethod
+    def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> Sequence | NDArray:
+        """What the metrics take, one for each example.
+
+        Args:
+            logits: shape (rows, outputs) or (rows, tokens, outputs).
+            split: the rows that they belong to.
+            names: of the labels.
+        """
+
+    def references(self, split: Split, names: Sequence[str]) -> Sequence | NDArray:
+        """What is right, in the form of `predictions`."""
+        return np.asarray(split.rows["label"])
+
+    @abstractmethod
+    def answers(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[dict[str, Any]]:
+        """What a user is told, a mapping for each example; arguments as of `predictions`."""
+
+    def outputs(self, labels: Sequence[str]) -> str:
+        """What the plan says of the head's outputs."""
+        return f"{len(labels)}"
+
+    def source(self) -> str:
+        """The code that turns rows into columns; what is cached of them is made anew when it changes."""
+        modules = {cls.__module__ for cls in type(self).__mro__} - {"abc", "builtins"}
+        modules |= {columns.__name__, split.__name__}
+        return "".join(inspect.getsource(sys.modules[module]) for module in sorted(modules))
+
+
+TASK_TYPES: dict[str, TaskType] = {}
+
+
+def register(task_type: TaskType) -> TaskType:
+    """Makes a type known under its name."""
+    TASK_TYPES[task_type.name] = task_type
+    return task_type
 
 
 def example_losses(task_type: TaskType, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -68,137 +128,9 @@ def example_losses(task_type: TaskType, logits: Tensor, batch: Mapping[str, Any]
     return losses * batch["is_row"] if "is_row" in batch else losses
 
 
-# -- regression, classification, multiple choice: one label for a row ------------------------------------------------
-
-
-def _squared_error(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.mse_loss(logits.squeeze(-1), labels, reduction="none")
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def _mean_binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
-
-
-# -- token classification: a label for each word ----------------------------------------------------------------------
-
-
-def _mean_word_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    of_tokens = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=NO_LABEL, reduction="none")
-    return of_tokens.sum(dim=1) / (labels != NO_LABEL).sum(dim=1).clamp(min=1)
-
-
-# -- question answering: a part of the context ------------------------------------------------------------------------
-
-
-def _mean_span_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Over the tokens of the sequence, those that fill it up (labelled `NO_LABEL`) left out."""
-    logits = logits.masked_fill((labels == NO_LABEL)[..., None], -torch.inf)
-    places = [((labels & bit) * (labels > 0)).argmax(dim=1) for bit in (STARTS, ENDS)]
-    start, end = (F.cross_entropy(logits[..., i], place, reduction="none") for i, place in enumerate(places))
-    return (start + end) / 2
-
-
-_ONE_LABEL = {"label": Value("int64")}
-
-
-_TYPES = [
-    TaskType(
-        "regression",
-        AutoModelForSequenceClassification,
-        "text-classification",
-        encode_texts,
-        {"label": Value("float32")},
-        _squared_error,
-        decoding.number,
-        decoding.label_column,
-        decoding.score_answers,
-        metrics=("pearson", "spearmanr", "mse"),
-        num_default_metrics=2,
-        problem_type="regression",
-    ),
-    TaskType(
-        "classification",
-        AutoModelForSequenceClassification,
-        "text-classification",
-        encode_texts,
-        _ONE_LABEL,
-        _cross_entropy,
-        decoding.most_likely,
-        decoding.label_column,
-        decoding.class_answers,
-        metrics=("accuracy", "f1", "matthews_correlation"),
-        problem_type="single_label_classification",
-    ),
-    TaskType(
-        "multiple_choice",
-        AutoModelForMultipleChoice,
-        "multiple-choice",
-        encode_texts,
-        _ONE_LABEL,
-        _cross_entropy,
-        decoding.most_likely,
-        decoding.label_column,
-        decoding.choice_answers,
-        metrics=("accuracy", "f1", "matthews_correlation"),
-    ),
-    TaskType(
-        "multi_label_classification",
-        AutoModelForSequenceClassification,
-        "text-classification",
-        encode_texts,
-        {"label": List(Value("float32"))},
-        _mean_binary_cross_entropy,
-        decoding.likely,
-        decoding.label_column,
-        decoding.multi_label_answers,
-        metrics=("f1_micro", "f1_macro", "accuracy"),
-        num_default_metrics=2,
-        problem_type="multi_label_classification",
-    ),
-    TaskType(
-        "token_classification",
-        AutoModelForTokenClassification,
-        "token-classification",
-        encode_words,
-        {
-            "label": List(Value("int64")),
-            "word_labels": List(Value("int32")),
-            "word_tokens": List(Value("int32")),
-        },
-        _mean_word_cross_entropy,
-        decoding.word_predictions,
-        decoding.word_references,
-        decoding.word_answers,
-        metrics=("f1", "precision", "recall", "accuracy"),
-    ),
-    TaskType(
-        "question_answering",
-        AutoModelForQuestionAnswering,
-        "question-answering",
-        encode_windows,
-        {
-            "label": List(Value("int64")),
-            "example": Value("int64"),
-            "context": Value("string"),
-            "starts": List(Value("int32")),
-            "ends": List(Value("int32")),
-            "answers": List(Value("string")),
-        },
-        _mean_span_cross_entropy,
-        decoding.answer_texts,
-        decoding.right_answers,
-        decoding.found_answers,
-        metrics=("exact_match", "f1"),
-        num_default_metrics=2,
-    ),
-]
-
-
-TASK_TYPES = {task_type.name: task_type for task_type in _TYPES}
+def by_name(probabilities: NDArray, names: Sequence[str]) -> dict[str, float]:
+    """Each label's probability."""
+    return dict(zip(names, probabilities.tolist(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 from ..config.schema import TaskConfig
 from ..data.columns import Layout, value_at
 from ..errors import UserError, hint
-from .words import split_words
+from .token_classification import split_words
 
 # What a task's inputs may also be called, for rows that are meant for several tasks.
 TEXT_NAMES = (("text",), ("text_pair",))

@@ -1,6 +1,5 @@
 """A task ready to train: its rows tokenised once, cached by `datasets`, its labels known."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
@@ -12,13 +11,11 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from ..config.schema import TaskConfig
-from ..data import columns as encoding
 from ..data.columns import Layout
 from ..data.sources import load_splits
 from ..data.split import COUNTS, Split
 from ..errors import UserError
 from ..utils import stable_seed
-from . import answers, words
 from .base import TASK_TYPES, Task, TaskType
 from .labels import are_hidden, labels_of, leaf_type, metrics_of
 
@@ -79,7 +76,7 @@ def load_task(
     features |= task_type.columns | {count: Value("int32") for count in COUNTS}
 
     tokenizer_hash = tokenizer_hash or Hasher.hash(tokenizer)
-    source = [inspect.getsource(module) for module in (encoding, words, answers)]
+    source = task_type.source()
 
     def tokenise(dataset: Dataset, split: str, most: int | None) -> Split:
         dataset = dataset.select(range(min(most or len(dataset), len(dataset))))

@@ -10,7 +10,7 @@ from multitask.cli.console import results_table
 from multitask.config.schema import TaskConfig
 from multitask.evaluation.evaluate import evaluate_tasks, predict
 from multitask.model.pretrained import build_model, load_tokenizer
-from multitask.tasks import decoding
+from multitask.tasks.base import TASK_TYPES
 from multitask.tasks.load import load_task
 from multitask.tasks.metrics import average, load_metric
 
@@ -74,7 +74,9 @@ def test_one_label_that_may_be_there_is_measured_by_itself():
 
 
 def test_a_label_is_predicted_where_it_is_more_likely_than_not():
-    assert decoding.likely(np.array([[-0.1, 0.1, 0.4]]), None, ()).tolist() == [[0, 1, 1]]
+    assert TASK_TYPES["multi_label_classification"].predictions(np.array([[-0.1, 0.1, 0.4]]), None, ()).tolist() == [
+        [0, 1, 1]
+    ]
 
 
 def test_f1_of_several_classes_is_their_mean():

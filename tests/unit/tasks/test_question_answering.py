@@ -8,9 +8,9 @@ from multitask.data.columns import Layout
 from multitask.data.packing import collate
 from multitask.errors import UserError
 from multitask.model.pretrained import find_encoder, load_tokenizer
-from multitask.tasks.answers import ENDS, MAX_ANSWER_TOKENS, STARTS, best_answers, encode_windows
 from multitask.tasks.base import TASK_TYPES
 from multitask.tasks.load import load_task
+from multitask.tasks.question_answering import ENDS, MAX_ANSWER_TOKENS, STARTS, best_answers
 
 LAYOUT = Layout("question_answering", ("question", "context"), "answers")
 LONG = "The river was calm. " * 12 + "Maria lives in Porto near the bridge. " + "The river was calm. " * 12
@@ -24,7 +24,7 @@ def tokenizer():
 
 def encode(tokenizer, rows, max_length=64, layout=LAYOUT):
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return encode_windows(
+    return TASK_TYPES["question_answering"].encode(
         columns,
         list(range(len(rows))),
         where="tasks.t: train",

@@ -12,9 +12,9 @@ from multitask.data.columns import Layout
 from multitask.data.split import NO_LABEL
 from multitask.errors import UserError
 from multitask.model.pretrained import find_encoder, load_tokenizer
-from multitask.tasks import decoding
+from multitask.tasks.base import TASK_TYPES
 from multitask.tasks.load import load_task
-from multitask.tasks.words import encode_words, predicted_words
+from multitask.tasks.token_classification import predicted_words
 
 WORDS = ["Giraffes", "in", "Johannesburg", ",", "naïve", "ones", "\u200b", "東京"]
 TAGS = ["B-ANIMAL", "O", "B-PLACE", "O", "O", "O", "O", "B-PLACE"]
@@ -46,7 +46,7 @@ def tokenizer_of(kind):
 
 def encode(tokenizer, rows, layout=LAYOUT, max_length=64):
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return encode_words(
+    return TASK_TYPES["token_classification"].encode(
         columns,
         list(range(len(rows))),
         where="tasks.t: train",
@@ -92,8 +92,8 @@ def test_predictions_are_read_at_the_first_tokens():
 def test_a_word_that_was_cut_off_is_outside_of_every_span():
     split = SimpleNamespace(notes={"word_tokens": [[1, -1]]})
     logits = np.array([[[0, 0], [0, 9]]])
-    assert decoding.word_predictions(logits, split, ("O", "B-ANIMAL")) == [["B-ANIMAL", "O"]]
-    assert decoding.word_predictions(logits, split, ("A", "B")) == [["B", "O"]]
+    assert TASK_TYPES["token_classification"].predictions(logits, split, ("O", "B-ANIMAL")) == [["B-ANIMAL", "O"]]
+    assert TASK_TYPES["token_classification"].predictions(logits, split, ("A", "B")) == [["B", "O"]]
 
 
 @pytest.mark.parametrize(

@@ -11,65 +11,72 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.columns import Layout, _text, as_rows, is_missing, label_text, number_of, text_at, value_at
 from ..errors import UserError
+from .base import TaskType
 
 
-def encode_texts(
-    rows: dict[str, list],
-    numbers: list[int],
-    *,
-    where: str,
-    layout: Layout,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-) -> dict[str, list]:
-    """Tokenises a batch of rows.
+class TextTask(TaskType):
+    """A type that reads one or two texts, or a text and choices."""
 
-    A row of a multiple-choice task becomes one sequence per choice: (input, choice), or with two inputs
-    (first input, second input + choice), as in the SWAG example of `transformers`.
+    def encode(
+        self,
+        rows: dict[str, list],
+        numbers: list[int],
+        *,
+        where: str,
+        layout: Layout,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+    ) -> dict[str, list]:
+        """Tokenises a batch of rows.
 
-    Args:
-        rows: columns with one value a row.
-        numbers: each row's number in its split, for error messages.
-        where: the task and the split, for error messages.
-        layout: where in a row the things are.
-        tokenizer: the encoder's.
-        max_length: in tokens; longer sequences are cut, the longest part first.
+        A row of a multiple-choice task becomes one sequence per choice: (input, choice), or with two inputs
+        (first input, second input + choice), as in the SWAG example of `transformers`.
 
-    Returns:
-        `input_ids` and what else the encoder reads: a list of sequences per row; `label`, or without labels `choices`,
-        the names of a row's choices; `length`, tokens of the longest sequence; `tokens` of all sequences;
-        `truncated`, how many sequences were cut.
+        Args:
+            rows: columns with one value a row.
+            numbers: each row's number in its split, for error messages.
+            where: the task and the split, for error messages.
+            layout: where in a row the things are.
+            tokenizer: the encoder's.
+            max_length: in tokens; longer sequences are cut, the longest part first.
 
-    Raises:
-        UserError: naming the split and the row, for a missing text or label, an unknown label, a missing choice.
-    """
-    firsts: list[str] = []
-    seconds: list[str] = []
-    labels: list[Any] = []
-    choices: list[list[str]] = []
-    for number, row in zip(numbers, as_rows(rows), strict=True):
-        at = f"{where} row {number}"
-        texts = [text_at(row, column, at) for column in layout.inputs]
-        known = layout.label_numbers
-        if layout.task_type == "multiple_choice":
-            options = _choices(row, layout, at)
-            firsts += [texts[0]] * len(options)
-            seconds += [" ".join([*texts[1:], option]) for option in options]
-            if layout.choice_labels and (layout.label is not None or value_at(row, layout.choice_labels) is not None):
-                known = _choice_numbers(row, layout, at)
-            choices.append(list(known) if len(known) == len(options) and layout.choice_labels else options)
-        else:
-            firsts.append(texts[0])
-            seconds += texts[1:]
+        Returns:
+            `input_ids` and what else the encoder reads: a list of sequences per row; `label`, or without labels
+            `choices`, the names of a row's choices; `length`, tokens of the longest sequence; `tokens` of all
+            sequences; `truncated`, how many sequences were cut.
+
+        Raises:
+            UserError: naming the split and the row, for a missing text or label, an unknown label, a missing choice.
+        """
+        firsts: list[str] = []
+        seconds: list[str] = []
+        labels: list[Any] = []
+        choices: list[list[str]] = []
+        for number, row in zip(numbers, as_rows(rows), strict=True):
+            at = f"{where} row {number}"
+            texts = [text_at(row, column, at) for column in layout.inputs]
+            known = layout.label_numbers
+            if layout.task_type == "multiple_choice":
+                options = _choices(row, layout, at)
+                firsts += [texts[0]] * len(options)
+                seconds += [" ".join([*texts[1:], option]) for option in options]
+                if layout.choice_labels and (
+                    layout.label is not None or value_at(row, layout.choice_labels) is not None
+                ):
+                    known = _choice_numbers(row, layout, at)
+                choices.append(list(known) if len(known) == len(options) and layout.choice_labels else options)
+            else:
+                firsts.append(texts[0])
+                seconds += texts[1:]
+            if layout.label is not None:
+                labels.append(_label(row, layout, known, at))
+
+        encoded = tokenizer(firsts, seconds or None, truncation="longest_first", max_length=max_length)
+        cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
+        columns = sequence_columns(encoded, tokenizer, cut, layout.num_choices or 1)
         if layout.label is not None:
-            labels.append(_label(row, layout, known, at))
-
-    encoded = tokenizer(firsts, seconds or None, truncation="longest_first", max_length=max_length)
-    cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
-    columns = sequence_columns(encoded, tokenizer, cut, layout.num_choices or 1)
-    if layout.label is not None:
-        return columns | {"label": labels}
-    return columns | ({"choices": choices} if choices else {})
+            return columns | {"label": labels}
+        return columns | ({"choices": choices} if choices else {})
 
 
 def sequence_columns(

@@ -5,12 +5,18 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
+from datasets import List, Value
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from ..data.columns import Layout, as_rows, text_at, value_at
+from ..data.split import NO_LABEL, Split
 from ..errors import UserError
-from .encoding import sequence_columns
+from .base import TaskType
+from .texts import sequence_columns
 
 MAX_ANSWER_TOKENS = 30  # as in the examples and pipelines of `transformers`
 
@@ -18,72 +24,115 @@ MAX_ANSWER_TOKENS = 30  # as in the examples and pipelines of `transformers`
 STARTS, ENDS = 1, 2  # what a token's label is made of
 
 
-def encode_windows(
-    rows: dict[str, list],
-    numbers: list[int],
-    *,
-    where: str,
-    layout: Layout,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-) -> dict[str, list]:
-    """Tokenises a batch of questions with their contexts, as `encoding.encode_texts` does rows of texts.
+class QuestionAnswering(TaskType):
+    """The part of a context that answers a question."""
 
-    A context that is too long for one sequence becomes several, which overlap, and each of them is a row of its own:
-    an example to train on, as usual since Devlin et al. 2019 (https://arxiv.org/abs/1810.04805, section 4.2). The
-    answer to find in a window that does not hold it is the first token, which stands for "none".
-
-    Returns:
-        Besides the columns of `sequence_columns`: `label`, for each token `STARTS` and `ENDS` added up where the
-        answer does, and 0 elsewhere; `example`, the number of the row that a window belongs to; `context`; `starts`
-        and `ends`, each token's first character in the context and the one behind its last, -1 outside of it;
-        `answers`, the texts that are right, one of them empty where there is none in the context.
-
-    Raises:
-        UserError: naming the row, for a missing question or context and for an answer that is not in its context.
-    """
-    if max_length < 16:
-        raise UserError(f"model.max_length: {max_length} is too short for question_answering, which needs 16 or more")
-    in_rows = as_rows(rows)
-    at = [f"{where} row {number}" for number in numbers]
-    questions = [text_at(row, layout.inputs[0], place) for row, place in zip(in_rows, at, strict=True)]
-    contexts = [text_at(row, layout.inputs[1], place) for row, place in zip(in_rows, at, strict=True)]
-    answers = [
-        [] if layout.label is None else _answers(value_at(row, layout.label), context, place)
-        for row, context, place in zip(in_rows, contexts, at, strict=True)
-    ]
-    shortened = [_shorten(question, tokenizer, max_length // 2 - 2) for question in questions]
-    encoded = tokenizer(
-        shortened,
-        contexts,
-        truncation="only_second",
-        max_length=max_length,
-        stride=min(128, max_length // 4),
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    of_row = encoded["overflow_to_sample_mapping"]
-    cut = [shortened[i] != questions[i] for i in of_row]
-    columns = sequence_columns(encoded, tokenizer, cut)
-    starts: list[list[int]] = []
-    ends: list[list[int]] = []
-    for window, offsets in enumerate(encoded["offset_mapping"]):
-        in_context = [part == 1 for part in encoded.sequence_ids(window)]
-        spans = [span if inside else (-1, -1) for span, inside in zip(offsets, in_context, strict=True)]
-        starts.append([start for start, _ in spans])
-        ends.append([end for _, end in spans])
-    columns |= {
-        "example": [numbers[i] for i in of_row],
-        "context": [contexts[i] for i in of_row],
-        "starts": starts,
-        "ends": ends,
+    name = "question_answering"
+    auto_class = AutoModelForQuestionAnswering
+    hub_name = "question-answering"
+    columns = {
+        "label": List(Value("int64")),
+        "example": Value("int64"),
+        "context": Value("string"),
+        "starts": List(Value("int32")),
+        "ends": List(Value("int32")),
+        "answers": List(Value("string")),
     }
-    if layout.label is None:
-        return columns
-    return columns | {
-        "label": [_token_labels(start, end, answers[i]) for start, end, i in zip(starts, ends, of_row, strict=True)],
-        "answers": [[text for text, _ in answers[i]] or [""] for i in of_row],
-    }
+    metrics = ("exact_match", "f1")
+    num_default_metrics = 2
+
+    def encode(
+        self,
+        rows: dict[str, list],
+        numbers: list[int],
+        *,
+        where: str,
+        layout: Layout,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+    ) -> dict[str, list]:
+        """Tokenises a batch of questions with their contexts, as `TextTask.encode` does rows of texts.
+
+        A context that is too long for one sequence becomes several, which overlap, and each of them is a row of its
+        own: an example to train on, as usual since Devlin et al. 2019 (https://arxiv.org/abs/1810.04805, section 4.2).
+        The answer to find in a window that does not hold it is the first token, which stands for "none".
+
+        Returns:
+            Besides the columns of `sequence_columns`: `label`, for each token `STARTS` and `ENDS` added up where the
+            answer does, and 0 elsewhere; `example`, the number of the row that a window belongs to; `context`;
+            `starts` and `ends`, each token's first character in the context and the one behind its last, -1 outside of
+            it; `answers`, the texts that are right, one of them empty where there is none in the context.
+
+        Raises:
+            UserError: naming the row, for a missing question or context and for an answer that is not in its context.
+        """
+        if max_length < 16:
+            raise UserError(
+                f"model.max_length: {max_length} is too short for question_answering, which needs 16 or more"
+            )
+        in_rows = as_rows(rows)
+        at = [f"{where} row {number}" for number in numbers]
+        questions = [text_at(row, layout.inputs[0], place) for row, place in zip(in_rows, at, strict=True)]
+        contexts = [text_at(row, layout.inputs[1], place) for row, place in zip(in_rows, at, strict=True)]
+        answers = [
+            [] if layout.label is None else _answers(value_at(row, layout.label), context, place)
+            for row, context, place in zip(in_rows, contexts, at, strict=True)
+        ]
+        shortened = [_shorten(question, tokenizer, max_length // 2 - 2) for question in questions]
+        encoded = tokenizer(
+            shortened,
+            contexts,
+            truncation="only_second",
+            max_length=max_length,
+            stride=min(128, max_length // 4),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        of_row = encoded["overflow_to_sample_mapping"]
+        cut = [shortened[i] != questions[i] for i in of_row]
+        columns = sequence_columns(encoded, tokenizer, cut)
+        starts: list[list[int]] = []
+        ends: list[list[int]] = []
+        for window, offsets in enumerate(encoded["offset_mapping"]):
+            in_context = [part == 1 for part in encoded.sequence_ids(window)]
+            spans = [span if inside else (-1, -1) for span, inside in zip(offsets, in_context, strict=True)]
+            starts.append([start for start, _ in spans])
+            ends.append([end for _, end in spans])
+        columns |= {
+            "example": [numbers[i] for i in of_row],
+            "context": [contexts[i] for i in of_row],
+            "starts": starts,
+            "ends": ends,
+        }
+        if layout.label is None:
+            return columns
+        return columns | {
+            "label": [
+                _token_labels(start, end, answers[i]) for start, end, i in zip(starts, ends, of_row, strict=True)
+            ],
+            "answers": [[text for text, _ in answers[i]] or [""] for i in of_row],
+        }
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Over the tokens of the sequence, those that fill it up (labelled `NO_LABEL`) left out."""
+        logits = logits.masked_fill((labels == NO_LABEL)[..., None], -torch.inf)
+        places = [((labels & bit) * (labels > 0)).argmax(dim=1) for bit in (STARTS, ENDS)]
+        start, end = (F.cross_entropy(logits[..., i], place, reduction="none") for i, place in enumerate(places))
+        return (start + end) / 2
+
+    def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[str]:
+        return [found["answer"] for found in best_answers(logits, split.notes[:])]
+
+    def references(self, split: Split, names: Sequence[str]) -> list[list[str]]:
+        examples = np.asarray(split.notes["example"][:])
+        firsts = np.flatnonzero(np.diff(examples, prepend=examples[0] - 1))
+        return [split.notes[int(first)]["answers"] for first in firsts]
+
+    def answers(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[dict[str, Any]]:
+        return list(best_answers(logits, split.notes[:]))
+
+    def outputs(self, labels: Sequence[str]) -> str:
+        return "a span"
 
 
 def best_answers(logits: NDArray, windows: Mapping[str, Sequence]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,155 @@
+"""Token classification: a label for each word, from rows that are already split into words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import List, Value
+from numpy.typing import NDArray
+from scipy.special import softmax
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
+
+from ..data.columns import Layout, as_rows, number_of, value_at
+from ..data.split import NO_LABEL, Split
+from ..errors import UserError
+from .base import TaskType
+from .texts import sequence_columns
+
+
+class TokenClassification(TaskType):
+    """A label for each word, from rows that are already split into words."""
+
+    name = "token_classification"
+    auto_class = AutoModelForTokenClassification
+    hub_name = "token-classification"
+    columns = {
+        "label": List(Value("int64")),
+        "word_labels": List(Value("int32")),
+        "word_tokens": List(Value("int32")),
+    }
+    metrics = ("f1", "precision", "recall", "accuracy")
+
+    def encode(
+        self,
+        rows: dict[str, list],
+        numbers: list[int],
+        *,
+        where: str,
+        layout: Layout,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+    ) -> dict[str, list]:
+        """Tokenises a batch of rows of words, each with a label, as `TextTask.encode` does rows of texts.
+
+        The words are read as one text with spaces between them, as the encoder has seen texts. A word's label stands
+        at the first of its tokens, where it is also predicted.
+
+        Returns:
+            Besides the columns of `sequence_columns`: `label`, a number for each token, `NO_LABEL` where there is none
+            to predict; `word_labels`, a number for each word; `word_tokens`, the place of each word's first token, -1
+            where the word was cut off or the tokenizer has nothing for it.
+
+        Raises:
+            UserError: naming the row, for what is no list of words, an unknown label, or labels and words that differ
+                in number.
+        """
+        at = [f"{where} row {number}" for number in numbers]
+        in_rows = as_rows(rows)
+        words = [_words(row, layout.inputs[0], place) for row, place in zip(in_rows, at, strict=True)]
+        encoded = tokenizer(
+            [" ".join(of_row) for of_row in words], truncation=True, max_length=max_length, return_offsets_mapping=True
+        )
+        first_tokens = [
+            _first_tokens(of_row, offsets) for of_row, offsets in zip(words, encoded["offset_mapping"], strict=True)
+        ]
+        cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
+        columns = sequence_columns(encoded, tokenizer, cut) | {"word_tokens": first_tokens}
+        if layout.label is None:
+            return columns
+        word_labels = [_labels(*found, layout) for found in zip(in_rows, words, at, strict=True)]
+        labels = [[NO_LABEL] * len(ids) for ids in encoded["input_ids"]]
+        for of_tokens, of_words, places in zip(labels, word_labels, first_tokens, strict=True):
+            for label, place in zip(of_words, places, strict=True):
+                if place >= 0:
+                    of_tokens[place] = label
+        return columns | {"label": labels, "word_labels": word_labels}
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        of_tokens = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=NO_LABEL, reduction="none")
+        return of_tokens.sum(dim=1) / (labels != NO_LABEL).sum(dim=1).clamp(min=1)
+
+    def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[list[str]]:
+        """A word that was cut off counts as outside of every span."""
+        return [
+            [names[label] if label >= 0 else "O" for label in of_row]
+            for of_row in predicted_words(logits, split.notes["word_tokens"])
+        ]
+
+    def references(self, split: Split, names: Sequence[str]) -> list[list[str]]:
+        return [[names[label] for label in of_row] for of_row in split.notes["word_labels"]]
+
+    def answers(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[dict[str, Any]]:
+        probabilities = softmax(logits, axis=-1)
+        return [
+            {
+                "labels": [names[label] if label >= 0 else None for label in of_words],
+                "scores": [float(of_row[place].max()) if place >= 0 else None for place in places],
+            }
+            for of_row, of_words, places in zip(
+                probabilities,
+                predicted_words(logits, split.notes["word_tokens"]),
+                split.notes["word_tokens"],
+                strict=True,
+            )
+        ]
+
+
+def split_words(value: Any) -> Any:
+    """The words of a text, for those who ask about one; what is no text stays as it is."""
+    return value.split() if isinstance(value, str) else value
+
+
+def predicted_words(logits: NDArray, word_tokens: list[list[int]]) -> list[list[int]]:
+    """The number of the most likely label of each word; -1 for a word without a token.
+
+    Args:
+        logits: shape (rows, tokens, labels).
+        word_tokens: place of each word's first token, for each row.
+    """
+    best = logits.argmax(axis=-1)
+    return [
+        [int(of_row[place]) if place >= 0 else -1 for place in places]
+        for of_row, places in zip(best, word_tokens, strict=True)
+    ]
+
+
+def _words(row: dict[str, Any], column: str, at: str) -> list[str]:
+    words = value_at(row, column)
+    if not isinstance(words, list) or not words or any(isinstance(w, (list, dict)) or w is None for w in words):
+        raise UserError(f"{at}: column '{column}' holds {words!r}, not a list of words")
+    return [str(word) for word in words]
+
+
+def _labels(row: dict[str, Any], words: list[str], at: str, layout: Layout) -> list[int]:
+    assert layout.label is not None
+    labels = value_at(row, layout.label)
+    if not isinstance(labels, list):
+        raise UserError(f"{at}: column '{layout.label}' holds {labels!r}, not a list with a label for each word")
+    if len(labels) != len(words):
+        raise UserError(f"{at}: {len(labels)} labels in column '{layout.label}' for {len(words)} words")
+    return [number_of(label, layout, layout.label_numbers, at) for label in labels]
+
+
+def _first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> list[int]:
+    """The place of each word's first token, -1 for one without; `offsets` are characters of the joined words."""
+    word_at = np.repeat(np.arange(len(words)), [len(word) + 1 for word in words])  # each word with the space behind it
+    text = " ".join(words)
+    places = [-1] * len(words)
+    for token, (start, end) in enumerate(offsets):
+        while start < end and text[start].isspace():  # some tokenizers count the space before a word to its token
+            start += 1
+        if start < end and places[word_at[start]] < 0:
+            places[word_at[start]] = token
+    return places
