@@ -1,6 +1,7 @@
 """The configuration: frozen dataclasses, named as in `transformers.TrainingArguments` wherever it has the thing."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,29 +10,8 @@ import yaml
 FILE_FORMATS = {"csv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet"}  # to what `datasets` calls them
 
 
-TaskTypeName = Literal[
-    "regression",
-    "classification",
-    "multiple_choice",
-    "multi_label_classification",
-    "token_classification",
-    "question_answering",
-]
-
-
-MetricName = Literal[
-    "accuracy",
-    "exact_match",
-    "f1",
-    "f1_macro",
-    "f1_micro",
-    "matthews_correlation",
-    "mse",
-    "pearson",
-    "precision",
-    "recall",
-    "spearmanr",
-]
+# Names of metrics. As this and the next are of a higher floor, `tasks/` fills them.
+METRIC_NAMES: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -39,8 +19,9 @@ class TaskConfig:
     """One task: where its rows come from, which columns it reads, how it is measured.
 
     Args:
-        type: What the head predicts: a number, a class, which of several choices is right, any number of labels,
-            a label for each word, or the part of a context that answers a question.
+        type: What the head predicts: a number (regression), a class (classification), which of several choices is
+            right (multiple_choice), any number of labels (multi_label_classification), a label for each word
+            (token_classification), or the part of a context that answers a question (question_answering).
         dataset: Hub id, local folder, or the format of `data_files`: csv, json (also JSON Lines) or parquet.
         inputs: One or two columns with text; dots lead into nested rows (`question.stem`). For token_classification
             the column with the list of words; for question_answering those of the question and its context.
@@ -53,7 +34,7 @@ class TaskConfig:
         choices: For multiple_choice: a column that holds the list of choices, or a list of columns, one a choice.
         choice_labels: For multiple_choice: column with the choices' names, among which `label` is looked up;
             without it `label` is the index of the right choice, from 0.
-        metrics: Metrics of the evaluation; empty takes the type's own.
+        metrics: Metrics of the evaluation, such as accuracy, f1, pearson or mse; empty takes the type's own.
         weight: Factor on the loss of each of this task's examples.
         learning_rate: Peak of the schedule for the task's head and its own adapter; null takes training.learning_rate.
         patience: Stop training the task after so many evaluations in a row in which the mean of its metrics did not
@@ -63,7 +44,7 @@ class TaskConfig:
         adapter: Folder of a PEFT LoRA adapter that this task's own adapter starts from.
     """
 
-    type: TaskTypeName
+    type: str
     dataset: str
     inputs: list[str]
     subset: str | None = None
@@ -73,7 +54,7 @@ class TaskConfig:
     label: str = "label"
     choices: str | list[str] | None = None
     choice_labels: str | None = None
-    metrics: list[MetricName] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)
     weight: float = 1.0
     learning_rate: float | None = None
     patience: int | None = None
@@ -83,6 +64,10 @@ class TaskConfig:
 
 
 TrackerName = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+
+
+# By type of task, what refuses a configuration: (its key, its configuration) -> None.
+TASK_RULES: dict[str, Callable[[str, TaskConfig], None]] = {}
 
 
 @dataclass(frozen=True)

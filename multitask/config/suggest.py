@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import UserError, hint
-from .schema import Config
+from .schema import METRIC_NAMES, TASK_RULES, Config, TaskConfig
 
 FLAGS = ("--dry_run", "--debug", "--help", "-h", "--print_config")
 
@@ -23,6 +23,8 @@ FLAGS = ("--dry_run", "--debug", "--help", "-h", "--print_config")
 MODE_FLAGS = ("--mode", "--checkpoint", "--input", "--output", "--skip_bad_rows")
 
 
+# Keys of a task whose values are names that `tasks/` makes known.
+NAMES_OF_TASKS: dict[str, Collection[str]] = {"type": TASK_RULES.keys(), "metrics": METRIC_NAMES}
 SECTIONS = [f.name for f in dataclasses.fields(Config)]
 
 
@@ -123,6 +125,10 @@ def _check(value: Any, kind: Any, name: str, complete: bool = False) -> None:
             if key not in kinds:
                 raise UserError(f"{prefix}{key}: unknown key{hint(key, kinds)}")
             _check(child, kinds[key], f"{prefix}{key}", complete)
+            valid = NAMES_OF_TASKS.get(key) if kind is TaskConfig else None
+            for item in child if isinstance(child, list) else [child]:
+                if valid is not None and item not in valid:
+                    raise UserError(f"{prefix}{key}: unknown value '{item}'{hint(item, valid)}")
         for f in dataclasses.fields(kind) if complete else ():
             if f.default is f.default_factory is dataclasses.MISSING and value.get(f.name) is None:
                 raise UserError(f"{prefix}{f.name}: missing")

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import UserError, hint
 from ..utils import flatten, split_url
-from .schema import FILE_FORMATS, Config, MixtureConfig, TaskConfig
+from .schema import FILE_FORMATS, TASK_RULES, Config, MixtureConfig, TaskConfig
 
 
 def check_config(config: Config) -> None:
@@ -122,17 +122,7 @@ def _check_task(key: str, name: str, task: TaskConfig) -> None:
         raise UserError(f"{key}: predictions have the row's number under this name; choose another")
     if hasattr(nn.ModuleDict(), name):
         raise UserError(f"{key}: the name '{name}' is taken by PyTorch's modules; choose another")
-    few, most, what = {
-        "token_classification": (1, 1, "the column with the words is needed"),
-        "question_answering": (2, 2, "those of the question and of its context are needed"),
-    }.get(task.type, (1, 2, "one or two are possible"))
-    if not few <= len(task.inputs) <= most:
-        raise UserError(f"{key}.inputs: {len(task.inputs)} columns given, {what}")
-    if task.type == "multiple_choice" and not task.choices:
-        raise UserError(f"{key}.choices: missing; type multiple_choice needs the column(s) that hold the choices")
-    for option in ("choices", "choice_labels"):
-        if task.type != "multiple_choice" and getattr(task, option):
-            raise UserError(f"{key}.{option}: has no effect with type {task.type}; it belongs to multiple_choice")
+    TASK_RULES[task.type](key, task)
     if isinstance(task.choices, list) and len(task.choices) < 2:
         raise UserError(f"{key}.choices: {task.choices} is one column; give its name alone if it holds the list")
     if not task.dataset:

@@ -13,7 +13,6 @@ class Layout:
     """Where in a row the things are; dots lead into nested rows.
 
     Args:
-        task_type: as in the configuration; of the types of `encode_texts`, only multiple_choice is read differently.
         inputs: columns of the one or two texts; of the words; of the question and its context.
         label: column of the label; None where there is none to read, as in prediction.
         label_numbers: number of each known label, by its text.
@@ -22,7 +21,6 @@ class Layout:
         num_choices: choices in every row of a multiple-choice task.
     """
 
-    task_type: str
     inputs: tuple[str, ...]
     label: str | None = None
     label_numbers: Mapping[str, int] = field(default_factory=dict)

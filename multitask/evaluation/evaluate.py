@@ -15,7 +15,7 @@ from ..data.packing import collate, split_into_passes, split_statically, static_
 from ..data.split import Split
 from ..model.multitask import MultitaskModel
 from ..tasks.load import TaskData
-from ..tasks.metrics import Results, load_metric
+from ..tasks.metrics import Results
 from ..training.signals import Stopped
 from ..training.xla import end_graph
 
@@ -182,6 +182,6 @@ def evaluate_tasks(tasks: Sequence[TaskData], logits_of: Callable[[TaskData, Spl
             references = task.type.references(task.validation, task.labels)
             results[task.name] = {}
             for name in task.metrics:
-                metric = load_metric(task.type.name, name, len(task.labels))
+                metric = task.type.load_metric(name, len(task.labels))
                 results[task.name] |= metric.compute(predictions=predictions, references=references)
     return results

@@ -11,22 +11,10 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..errors import UserError, first_line, hint
+from ..tasks.base import TASK_TYPES
 from ..utils import flatten
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-
-
-# Types of what a task answers, by name; probabilities are one number a label or, for choices, a list of them.
-FIELD_TYPES = {
-    "label": pa.string(),
-    "choice": pa.int64(),
-    "score": pa.float64(),
-    "labels": pa.list_(pa.string()),
-    "scores": pa.list_(pa.float64()),
-    "answer": pa.string(),
-    "start": pa.int64(),
-    "end": pa.int64(),
-}
 
 
 def check_paths(source: str, target: str) -> None:
@@ -138,7 +126,10 @@ def _arrow_type(name: str, value: Any) -> pa.DataType:
         return pa.list_(pa.float64())
     if name == "row":
         return pa.int64()
-    return FIELD_TYPES.get(name.rpartition(".")[2], pa.float64()) if ".probabilities." not in name else pa.float64()
+    if ".probabilities." in name:
+        return pa.float64()
+    types = {field: kind for task_type in TASK_TYPES.values() for field, kind in task_type.answer_types.items()}
+    return types.get(name.rpartition(".")[2], pa.float64())
 
 
 def _json_writer(file: Any) -> Callable[[list[dict[str, Any]]], None]:

@@ -82,7 +82,7 @@ label `{config.label}`{labels}
 ## Use
 
 ```python
-{_use(task, config) if merged else _use_adapter(task, encoder)}
+{task.type.usage(task.name, len(config.inputs)) if merged else _use_adapter(task, encoder)}
 ```
 """
 
@@ -103,32 +103,3 @@ config = AutoConfig.from_pretrained("{task.name}")
 model = {auto}.from_pretrained("{encoder}", config=config)
 model.load_state_dict(load_file("{task.name}/adapter/head.safetensors"), strict=False)
 PeftModel.from_pretrained(model.base_model, "{task.name}/adapter")  # puts the adapter into the encoder's layers"""
-
-
-def _use(task: Task, config: TaskConfig) -> str:
-    text = '{"text": "One text.", "text_pair": "Another."}' if len(config.inputs) == 2 else '"A text."'
-    asked = {
-        "regression": f'pipe({text}, function_to_apply="none")',
-        "classification": f"pipe({text})",
-        "multi_label_classification": f'pipe({text}, function_to_apply="sigmoid", top_k=None)',
-        "token_classification": 'pipe("Words of a sentence.", aggregation_strategy="first")',
-    }
-    if task.type.name in asked:
-        made = f'pipe = pipeline("{task.type.hub_name}", model="{task.name}")'
-        return f"from transformers import pipeline\n\n{made}\n{asked[task.type.name]}"
-    auto = task.type.auto_class.__name__
-    made = (
-        f"from transformers import {auto}, AutoTokenizer\n\n"
-        f'model = {auto}.from_pretrained("{task.name}")\ntokenizer = AutoTokenizer.from_pretrained("{task.name}")\n'
-    )
-    if task.type.name == "multiple_choice":
-        return made + (
-            'inputs = tokenizer(["A question?"] * 2, ["one choice", "another"], return_tensors="pt", padding=True)\n'
-            "model(**{name: tensor[None] for name, tensor in inputs.items()}).logits.argmax()"
-        )
-    return made + (
-        'inputs = tokenizer("A question?", "A text that holds the answer.", return_tensors="pt")\n'
-        "output = model(**inputs)\n"
-        "start, end = output.start_logits.argmax(), output.end_logits.argmax()\n"
-        'tokenizer.decode(inputs["input_ids"][0, start : end + 1])'
-    )

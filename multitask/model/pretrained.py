@@ -122,15 +122,16 @@ def build_model(
             _reset_classifier(model)
         else:
             model = task.type.auto_class.from_config(config, dtype=torch.float32)
-        if task.type.name == "regression":
+        if task.type.problem_type == "regression":
             head = next(m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
             nn.init.constant_(head.bias, task.mean)
         multitask_model.add_task(task.name, model)
     # Found out before anything is computed, so that every step of a run is computed in the same way.
-    of_types, modules = {task.type.name: task.name for task in tasks}, modules_to_call(multitask_model.encoder)
+    tasks_by_type = {task.type.name: task for task in tasks}
+    modules = modules_to_call(multitask_model.encoder)
     multitask_model.is_groupable = all(
-        can_compute_together(multitask_model.tasks[name], modules, kind == "multiple_choice")
-        for kind, name in of_types.items()
+        can_compute_together(multitask_model.tasks[task.name], modules, task.type.reads_choices)
+        for task in tasks_by_type.values()
     )
     return multitask_model
 

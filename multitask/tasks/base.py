@@ -1,21 +1,28 @@
 """`TaskType`: what differs between types of tasks; each type has a file of its own beside this one."""
 
 import inspect
+import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from datasets import Value
+import pyarrow as pa
+from datasets import Dataset, Value
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..config.schema import TASK_RULES, TaskConfig
 from ..data import columns, split
 from ..data.columns import Layout
 from ..data.split import Split
+from ..errors import UserError
+from .labels import column_labels
+from .metrics import LocalMetric
+from .pictures import Judged
 
 
 class TaskType(ABC):
@@ -31,6 +38,13 @@ class TaskType(ABC):
         columns: types of the columns that `encode` adds to the sequences; `label` first.
         metrics: names of the metrics that can measure it, its usual ones first.
         num_default_metrics: how many of those it reports unless told otherwise.
+        prediction: type of one of the predictions that a metric takes.
+        reference: the same for what is right.
+        num_inputs: how many columns `inputs` may name, at least and at most.
+        inputs_wanted: which these are, for an error message.
+        input_names: what each input may also be called in rows to predict; the first is used for all tasks alike.
+        reads_choices: whether a row has several sequences, one a choice.
+        answer_types: of what `answers` gives, by name, beside probabilities.
         problem_type: what `transformers` calls it in a model's configuration.
     """
 
@@ -40,6 +54,13 @@ class TaskType(ABC):
     columns: ClassVar[dict[str, Any]] = {"label": Value("int64")}
     metrics: ClassVar[tuple[str, ...]]
     num_default_metrics: ClassVar[int] = 1
+    prediction: ClassVar[Any] = Value("int64")
+    reference: ClassVar[Any] = Value("int64")
+    num_inputs: ClassVar[tuple[int, int]] = (1, 2)
+    inputs_wanted: ClassVar[str] = "one or two are possible"
+    input_names: ClassVar[tuple[tuple[str, ...], ...]] = (("text",), ("text_pair",))
+    reads_choices: ClassVar[bool] = False
+    answer_types: ClassVar[dict[str, pa.DataType]] = {"label": pa.string(), "score": pa.float64()}
     problem_type: ClassVar[
         Literal["regression", "single_label_classification", "multi_label_classification"] | None
     ] = None
@@ -96,6 +117,85 @@ class TaskType(ABC):
     def answers(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[dict[str, Any]]:
         """What a user is told, a mapping for each example; arguments as of `predictions`."""
 
+    @abstractmethod
+    def metric(self, name: str, num_labels: int) -> Callable[..., float]:
+        """One of `metrics` as a function of (references, predictions)."""
+
+    def load_metric(self, name: str, num_labels: int) -> LocalMetric:
+        """The same as an `evaluate.Metric`."""
+        return LocalMetric(name, self.metric(name, num_labels), self.prediction, self.reference)
+
+    def measurable(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Those of `metrics` that can measure such labels."""
+        return self.metrics
+
+    def label_names(self, name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
+        """Names of a task's labels; empty for a number.
+
+        Raises:
+            UserError: if the column holds nothing to tell apart.
+        """
+        return column_labels(name, config, train)
+
+    def check_config(self, key: str, config: TaskConfig) -> None:
+        """Refuses a configuration that this type cannot read.
+
+        Args:
+            key: of the task, for the error message.
+            config: of the task.
+
+        Raises:
+            UserError: naming the key.
+        """
+        few, most = self.num_inputs
+        if not few <= len(config.inputs) <= most:
+            raise UserError(f"{key}.inputs: {len(config.inputs)} columns given, {self.inputs_wanted}")
+        if self.reads_choices and not config.choices:
+            raise UserError(f"{key}.choices: missing; type {self.name} needs the column(s) that hold the choices")
+        for option in () if self.reads_choices else ("choices", "choice_labels"):
+            if getattr(config, option):
+                raise UserError(f"{key}.{option}: has no effect with type {self.name}; it belongs to multiple_choice")
+
+    def log_label_space(self, labels: Sequence[str], train: Split) -> float:
+        """The loss of a uniform guess, by which MUPPET divides losses; 1 for a number."""
+        return math.log(max(2, len(labels)))
+
+    def read_input(self, value: Any, field: str, task: str) -> Any:
+        """An input of a row to predict.
+
+        Raises:
+            UserError: if it is none; the words that follow "row N".
+        """
+        if isinstance(value, (list, dict, bytes)):
+            raise UserError(f"holds a {type(value).__name__} in field '{field}', not a text for task {task}")
+        return value
+
+    @abstractmethod
+    def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
+        """What is shown of predictions: a picture (see `error_analysis.describe`), and every row judged."""
+
+    def first_rows(self, split: Split) -> NDArray:
+        """The first row of the split that belongs to each example."""
+        return np.arange(len(split))
+
+    def shown_inputs(self, parts: list[str]) -> list[str]:
+        """Those of a sequence's parts that are a row's inputs."""
+        return parts
+
+    def shown_label(self, label: str, number: int, texts: Any) -> str:
+        """A label as people read it.
+
+        Args:
+            label: as `look` gives it.
+            number: of the example.
+            texts: an `error_analysis.RowTexts`.
+        """
+        return label
+
+    @abstractmethod
+    def usage(self, name: str, num_inputs: int) -> str:
+        """Python code that uses an exported model, for its card."""
+
     def outputs(self, labels: Sequence[str]) -> str:
         """What the plan says of the head's outputs."""
         return f"{len(labels)}"
@@ -113,6 +213,7 @@ TASK_TYPES: dict[str, TaskType] = {}
 def register(task_type: TaskType) -> TaskType:
     """Makes a type known under its name."""
     TASK_TYPES[task_type.name] = task_type
+    TASK_RULES[task_type.name] = task_type.check_config
     return task_type
 
 
@@ -126,6 +227,25 @@ def example_losses(task_type: TaskType, logits: Tensor, batch: Mapping[str, Any]
     """
     losses = task_type.loss(logits.float(), batch["labels"]) if len(batch["labels"]) else logits.flatten()
     return losses * batch["is_row"] if "is_row" in batch else losses
+
+
+def pipeline_usage(hub_name: str, name: str, call: str) -> str:
+    """The code of a pipeline in `transformers`, and a call of it."""
+    return f'from transformers import pipeline\n\npipe = pipeline("{hub_name}", model="{name}")\n{call}'
+
+
+def model_usage(auto_class: Any, name: str, code: str) -> str:
+    """The code that loads a model and its tokenizer, and what to do with them."""
+    auto = auto_class.__name__
+    return (
+        f"from transformers import {auto}, AutoTokenizer\n\n"
+        f'model = {auto}.from_pretrained("{name}")\ntokenizer = AutoTokenizer.from_pretrained("{name}")\n{code}'
+    )
+
+
+def example_texts(num_inputs: int) -> str:
+    """One text or two for the code on a card."""
+    return '{"text": "One text.", "text_pair": "Another."}' if num_inputs == 2 else '"A text."'
 
 
 def by_name(probabilities: NDArray, names: Sequence[str]) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """One of several classes for one or two texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
@@ -12,7 +13,9 @@ from transformers import (
 )
 
 from ..data.split import Split
-from .base import by_name
+from .base import by_name, example_texts, pipeline_usage
+from .metrics import of_classes
+from .pictures import Judged, confusion, judged_classes
 from .texts import TextTask
 
 
@@ -36,3 +39,13 @@ class Classification(TextTask):
             {"label": names[of_row.argmax()], "score": float(of_row.max()), "probabilities": by_name(of_row, names)}
             for of_row in softmax(logits, axis=-1)
         ]
+
+    def metric(self, name: str, num_labels: int) -> Callable[..., float]:
+        return of_classes(name, num_labels)
+
+    def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
+        true, predicted = np.asarray(split.rows["label"]), logits.argmax(axis=-1)
+        return confusion(true, predicted, labels), judged_classes(true, predicted, logits, labels)
+
+    def usage(self, name: str, num_inputs: int) -> str:
+        return pipeline_usage(self.hub_name, name, f"pipe({example_texts(num_inputs)})")

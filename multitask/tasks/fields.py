@@ -6,24 +6,15 @@ from typing import Any
 from ..config.schema import TaskConfig
 from ..data.columns import Layout, value_at
 from ..errors import UserError, hint
-from .token_classification import split_words
-
-# What a task's inputs may also be called, for rows that are meant for several tasks.
-TEXT_NAMES = (("text",), ("text_pair",))
-
-
-OTHER_NAMES = {
-    "token_classification": (("words", "text"),),
-    "question_answering": (("question", "text"), ("context", "text_pair")),
-}
+from .base import TASK_TYPES
 
 
 def shared_layout(config: TaskConfig, num_labels: int) -> Layout:
     """Where things are in what `fields_of` returns; equal for tasks that read the same of a row."""
-    inputs = tuple(names[0] for names in OTHER_NAMES.get(config.type, TEXT_NAMES))[: len(config.inputs)]
-    if config.type != "multiple_choice":
-        return Layout("any", inputs)
-    return Layout(config.type, inputs, choices="choices", choice_labels="names", num_choices=num_labels)
+    inputs = tuple(names[0] for names in TASK_TYPES[config.type].input_names)[: len(config.inputs)]
+    if not TASK_TYPES[config.type].reads_choices:
+        return Layout(inputs)
+    return Layout(inputs, choices="choices", choice_labels="names", num_choices=num_labels)
 
 
 def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels: int) -> dict[str, Any]:
@@ -35,23 +26,18 @@ def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels:
     if not isinstance(row, Mapping):
         raise UserError(f"is {row!r}, not a mapping of fields")
     found: dict[str, Any] = {}
-    for own, others in zip(config.inputs, OTHER_NAMES.get(config.type, TEXT_NAMES), strict=False):
+    for own, others in zip(config.inputs, TASK_TYPES[config.type].input_names, strict=False):
         name, value = next(
             ((n, value) for n in (own, *others) if (value := value_at(dict(row), n)) is not None), (own, None)
         )
         if value is None:
             also = " or ".join(f"'{other}'" for other in others if other != own)
             raise UserError(f"lacks the field '{own}' (or {also}) that task {task} reads{hint(own, row, 'fields')}")
-        if config.type == "token_classification":
-            value = split_words(value)
-            if not isinstance(value, list) or not value or any(isinstance(w, (list, dict, type(None))) for w in value):
-                raise UserError(f"holds {value!r} in field '{name}', which are no words for task {task}")
-        elif isinstance(value, (list, dict, bytes)):
-            raise UserError(f"holds a {type(value).__name__} in field '{name}', not a text for task {task}")
+        value = TASK_TYPES[config.type].read_input(value, name, task)
         if not _is_unicode(value):
             raise UserError(f"holds half a character in field '{name}', which is no Unicode")
         found[others[0]] = value
-    if config.type == "multiple_choice":
+    if TASK_TYPES[config.type].reads_choices:
         found |= _choices(task, config, row, num_labels)
     return found
 

@@ -14,10 +14,10 @@ from ..config.schema import TaskConfig
 from ..data.columns import Layout
 from ..data.sources import load_splits
 from ..data.split import COUNTS, Split
-from ..errors import UserError
+from ..errors import UserError, hint
 from ..utils import stable_seed
 from .base import TASK_TYPES, Task, TaskType
-from .labels import are_hidden, labels_of, leaf_type, metrics_of
+from .labels import are_hidden, leaf_type
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def load_task(
     train, validation = splits["train"], splits.get("validation")
     if validation is not None and are_hidden(config.label, validation, train):
         validation = None
-    labels = labels_of(name, config, train)
+    labels = task_type.label_names(name, config, train)
     metrics = metrics_of(name, config, labels)
     layout = layout_of(config, labels, is_numbered=isinstance(leaf_type(train.features, config.label), ClassLabel))
     features = Features({"input_ids": List(List(Value("int32")))})
@@ -101,7 +101,7 @@ def load_task(
         name=name,
         type=task_type,
         labels=labels,
-        mean=float(np.mean(train_split.rows["label"])) if config.type == "regression" else 0.0,
+        mean=float(np.mean(train_split.rows["label"])) if task_type.problem_type == "regression" else 0.0,
         metrics=metrics,
         weight=config.weight,
         train=train_split,
@@ -136,6 +136,22 @@ def load_tasks(
     return tasks
 
 
+def metrics_of(name: str, config: TaskConfig, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the metrics to report: those asked for, or the usual ones.
+
+    Raises:
+        UserError: for a metric that does not measure this type of task, or such labels.
+    """
+    task_type = TASK_TYPES[config.type]
+    known = task_type.measurable(labels)
+    for metric in config.metrics:
+        if metric not in known:
+            is_reduced = len(known) < len(task_type.metrics)
+            why = f"labels such as '{labels[0]}', which mark no spans (B-…, I-…, O)" if is_reduced else config.type
+            raise UserError(f"tasks.{name}.metrics: {metric} does not measure {why}{hint(metric, known)}")
+    return tuple(config.metrics) or known[: task_type.num_default_metrics]
+
+
 def layout_of(config: TaskConfig, labels: tuple[str, ...], is_numbered: bool) -> Layout:
     """Where in a task's rows the things are.
 
@@ -144,9 +160,8 @@ def layout_of(config: TaskConfig, labels: tuple[str, ...], is_numbered: bool) ->
         labels: names of its labels.
         is_numbered: whether rows hold the numbers of the labels, not their names.
     """
-    is_choice = config.type == "multiple_choice"
+    is_choice = TASK_TYPES[config.type].reads_choices
     return Layout(
-        task_type=config.type,
         inputs=tuple(config.inputs),
         label=config.label,
         label_numbers={str(i) if is_numbered or is_choice else label: i for i, label in enumerate(labels)},

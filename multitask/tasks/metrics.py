@@ -11,6 +11,8 @@ from scipy import stats
 from seqeval import metrics as seqeval  # type: ignore[import-untyped]
 from sklearn import metrics
 
+from ..config.schema import METRIC_NAMES
+
 
 class LocalMetric(evaluate.Metric):
     """A metric that is one function of (references, predictions).
@@ -35,36 +37,53 @@ class LocalMetric(evaluate.Metric):
         return {str(self.config_name): float(self.function(references, predictions))}
 
 
-def load_metric(task_type: str, name: str, num_classes: int) -> LocalMetric:
-    """A metric of a type of task.
+# Whether more is better, by name; the only place that says so.
+HIGHER_IS_BETTER = {
+    "accuracy": True,
+    "exact_match": True,
+    "f1": True,
+    "f1_macro": True,
+    "f1_micro": True,
+    "matthews_correlation": True,
+    "mse": False,
+    "pearson": True,
+    "precision": True,
+    "recall": True,
+    "spearmanr": True,
+}
+METRIC_NAMES.update(HIGHER_IS_BETTER)
 
-    Args:
-        task_type: as in the configuration.
-        name: one of `TASK_TYPES[task_type].metrics`.
-        num_classes: or labels. In classification, f1 is that of class 1 where there are two classes, as GLUE reports
-            it, and the mean over the classes (macro) where there are more.
 
-    Returns:
-        An `evaluate.Metric`; a correlation with a constant is not defined and comes out as NaN.
+def of_numbers(name: str) -> Callable[..., float]:
+    """A metric of (references, predictions) that are numbers; a correlation with a constant is NaN."""
+    return {"pearson": _pearson, "spearmanr": _spearmanr, "mse": metrics.mean_squared_error}[name]
+
+
+def of_classes(name: str, num_classes: int) -> Callable[..., float]:
+    """A metric of (references, predictions) that are numbers of classes.
+
+    f1 is that of class 1 where there are two classes, as GLUE reports it, and the mean over the classes (macro) where
+    there are more.
     """
-    number, text = datasets.Value("float64"), datasets.Value("string")
-    if task_type == "regression":
-        of_numbers = {"pearson": _pearson, "spearmanr": _spearmanr, "mse": metrics.mean_squared_error}
-        return LocalMetric(name, of_numbers[name], number, number)
-    if task_type == "token_classification":
-        return LocalMetric(name, partial(_spans, name), datasets.List(text), datasets.List(text))
-    if task_type == "question_answering":
-        return LocalMetric(name, partial(_squad, name), text, datasets.List(text))
-    functions = {
-        "accuracy": metrics.accuracy_score,
-        "f1": _binary_f1 if num_classes == 2 else _macro_f1,
-        "f1_macro": partial(_labels_f1, "macro", num_classes),
-        "f1_micro": partial(_labels_f1, "micro", num_classes),
-        "matthews_correlation": metrics.matthews_corrcoef,
-    }
-    label = datasets.Value("int64")
-    label = datasets.List(label) if task_type == "multi_label_classification" else label
-    return LocalMetric(name, functions[name], label, label)
+    f1 = _binary_f1 if num_classes == 2 else _macro_f1
+    return {"accuracy": metrics.accuracy_score, "f1": f1, "matthews_correlation": metrics.matthews_corrcoef}[name]
+
+
+def of_labels(name: str, num_labels: int) -> Callable[..., float]:
+    """A metric of (references, predictions) that hold 0 or 1 for each label."""
+    if name == "accuracy":
+        return metrics.accuracy_score
+    return partial(_labels_f1, name.removeprefix("f1_"), num_labels)
+
+
+def of_spans(name: str) -> Callable[..., float]:
+    """A metric of (references, predictions) that hold a tag for each word."""
+    return partial(_spans, name)
+
+
+def of_answers(name: str) -> Callable[..., float]:
+    """A metric of (references, predictions): all right answers of a question, and the predicted one."""
+    return partial(_squad, name)
 
 
 def _binary_f1(references: Sequence, predictions: Sequence) -> float:

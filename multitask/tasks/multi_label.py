@@ -1,9 +1,12 @@
 """Any number of labels for one or two texts."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from datasets import List, Value
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
@@ -12,8 +15,14 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from ..config.schema import TaskConfig
+from ..data.columns import Layout, number_of
 from ..data.split import Split
-from .base import by_name
+from ..errors import UserError
+from .base import by_name, example_texts, pipeline_usage
+from .labels import column_labels
+from .metrics import of_labels
+from .pictures import MOST_LABELS, Judged
 from .texts import TextTask
 
 
@@ -27,6 +36,14 @@ class MultiLabelClassification(TextTask):
     metrics = ("f1_micro", "f1_macro", "accuracy")
     num_default_metrics = 2
     problem_type = "multi_label_classification"
+    prediction = reference = List(Value("int64"))
+    answer_types = {"labels": pa.list_(pa.string())}
+
+    def read_label(self, value: Any, layout: Layout, known: Mapping[str, int], at: str) -> Any:
+        if not isinstance(value, list):
+            raise UserError(f"{at}: column '{layout.label}' holds {value!r}, not a list of labels")
+        present = {number_of(item, layout, known, at) for item in value}
+        return [float(number in present) for number in range(len(known))]
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
@@ -42,3 +59,33 @@ class MultiLabelClassification(TextTask):
             }
             for of_row in expit(logits)
         ]
+
+    def metric(self, name: str, num_labels: int) -> Callable[..., float]:
+        return of_labels(name, num_labels)
+
+    def label_names(self, name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
+        return column_labels(name, config, train, in_lists=True, least=1)
+
+    def log_label_space(self, labels: Sequence[str], train: Split) -> float:
+        return math.log(2)  # each label is a yes or no of its own
+
+    def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
+        true, predicted, sure = np.asarray(split.rows["label"]) > 0.5, logits > 0, expit(logits)
+        found, missed, wrong = (true & predicted).sum(0), (true & ~predicted).sum(0), (~true & predicted).sum(0)
+        most = np.argsort(-(found + missed + wrong), kind="stable")[:MOST_LABELS]
+        bars = {labels[i]: [int(found[i]), int(missed[i]), int(wrong[i])] for i in most}
+
+        def names(flags: NDArray) -> str:
+            return ", ".join(name for name, flag in zip(labels, flags, strict=True) if flag) or "none"
+
+        error = np.where(true != predicted, np.maximum(sure, 1 - sure), 0).max(axis=-1, initial=0)
+        confidence = np.maximum(sure, 1 - sure).min(axis=-1, initial=1)
+        judged: Judged = [
+            (names(p), names(t), float(e if e else c), float(e))
+            for p, t, e, c in zip(predicted, true, error, confidence, strict=True)
+        ]
+        return {"kind": "bars", "segments": ["found", "missed", "wrong"], "bars": bars}, judged
+
+    def usage(self, name: str, num_inputs: int) -> str:
+        call = f'pipe({example_texts(num_inputs)}, function_to_apply="sigmoid", top_k=None)'
+        return pipeline_usage(self.hub_name, name, call)

@@ -1,21 +1,25 @@
 """Question answering: the part of a context that answers a question; long contexts in overlapping windows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from datasets import List, Value
+from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
+from ..config.schema import TaskConfig
 from ..data.columns import Layout, as_rows, text_at, value_at
 from ..data.split import NO_LABEL, Split
 from ..errors import UserError
-from .base import TaskType
+from .base import TaskType, model_usage
+from .metrics import of_answers
+from .pictures import Judged
 from .texts import sequence_columns
 
 MAX_ANSWER_TOKENS = 30  # as in the examples and pipelines of `transformers`
@@ -40,6 +44,12 @@ class QuestionAnswering(TaskType):
     }
     metrics = ("exact_match", "f1")
     num_default_metrics = 2
+    prediction = Value("string")
+    reference = List(Value("string"))
+    num_inputs = (2, 2)
+    inputs_wanted = "those of the question and of its context are needed"
+    input_names = (("question", "text"), ("context", "text_pair"))
+    answer_types = {"answer": pa.string(), "start": pa.int64(), "end": pa.int64(), "score": pa.float64()}
 
     def encode(
         self,
@@ -134,6 +144,45 @@ class QuestionAnswering(TaskType):
     def outputs(self, labels: Sequence[str]) -> str:
         return "a span"
 
+    def metric(self, name: str, num_labels: int) -> Callable[..., float]:
+        return of_answers(name)
+
+    def label_names(self, name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
+        return ("start", "end")
+
+    def log_label_space(self, labels: Sequence[str], train: Split) -> float:
+        """The tokens among which an answer's ends are, as the geometric mean of the training rows."""
+        return float(np.log(train.length).mean())
+
+    def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
+        found = self.answers(logits, split, labels)
+        right: list[list[str]] = list(self.references(split, labels))
+        f1 = of_answers("f1")
+        bars = {"with an answer": [0, 0, 0], "without": [0, 0, 0]}
+        judged: Judged = []
+        for one, answers in zip(found, right, strict=True):
+            score = f1([answers], [one["answer"]])
+            bars["with an answer" if answers else "without"][0 if score == 1 else 1 if score > 0 else 2] += 1
+            right_text = " / ".join(dict.fromkeys(answers)) or "no answer"
+            judged.append((one["answer"] or "no answer", right_text, one["score"], one["score"] * (score < 1)))
+        bars = {name: counts for name, counts in bars.items() if sum(counts)}
+        return {"kind": "bars", "segments": ["right", "in part", "wrong"], "bars": bars}, judged
+
+    def first_rows(self, split: Split) -> NDArray:
+        """The first window of each question."""
+        examples = np.asarray(split.notes["example"][:])
+        return np.flatnonzero(np.diff(examples, prepend=examples[0] - 1))
+
+    def usage(self, name: str, num_inputs: int) -> str:
+        return model_usage(
+            self.auto_class,
+            name,
+            'inputs = tokenizer("A question?", "A text that holds the answer.", return_tensors="pt")\n'
+            "output = model(**inputs)\n"
+            "start, end = output.start_logits.argmax(), output.end_logits.argmax()\n"
+            'tokenizer.decode(inputs["input_ids"][0, start : end + 1])',
+        )
+
 
 def best_answers(logits: NDArray, windows: Mapping[str, Sequence]) -> Iterator[dict[str, Any]]:
     """The most likely answer to each question over all windows of its context.
@@ -144,7 +193,7 @@ def best_answers(logits: NDArray, windows: Mapping[str, Sequence]) -> Iterator[d
 
     Args:
         logits: of start and end, shape (windows, tokens, 2).
-        windows: the columns of `encode_windows`; windows of one question stand together.
+        windows: the columns of `QuestionAnswering.encode`; windows of one question stand together.
 
     Returns:
         For each question: `answer`, a text, empty for none; `start` and `end`, its characters in the context, None

@@ -1,9 +1,12 @@
 """A number for one or two texts."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from datasets import Value
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Value
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,7 +14,13 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from ..config.schema import TaskConfig
+from ..data.columns import Layout
 from ..data.split import Split
+from ..errors import UserError
+from .base import example_texts, pipeline_usage
+from .metrics import of_numbers
+from .pictures import MOST_POINTS, Judged
 from .texts import TextTask
 
 
@@ -25,6 +34,17 @@ class Regression(TextTask):
     metrics = ("pearson", "spearmanr", "mse")
     num_default_metrics = 2
     problem_type = "regression"
+    prediction = reference = Value("float64")
+    answer_types = {"score": pa.float64()}
+
+    def read_label(self, value: Any, layout: Layout, known: Mapping[str, int], at: str) -> Any:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{at}: label {value!r} in column '{layout.label}' is not a finite number")
+        return number
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.mse_loss(logits.squeeze(-1), labels, reduction="none")
@@ -37,3 +57,23 @@ class Regression(TextTask):
 
     def outputs(self, labels: Sequence[str]) -> str:
         return "a number"
+
+    def metric(self, name: str, num_labels: int) -> Callable[..., float]:
+        return of_numbers(name)
+
+    def label_names(self, name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
+        return ()
+
+    def log_label_space(self, labels: Sequence[str], train: Split) -> float:
+        return 1.0
+
+    def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
+        true, predicted = np.asarray(split.rows["label"], np.float64), logits[:, 0].astype(np.float64)
+        some = np.unique(np.linspace(0, len(true) - 1, MOST_POINTS).astype(int))
+        points = {key: [float(f"{x:.4g}") for x in of[some]] for key, of in (("true", true), ("predicted", predicted))}
+        judged: Judged = [(f"{p:.2f}", f"{t:.2f}", None, abs(p - t)) for p, t in zip(predicted, true, strict=True)]
+        return {"kind": "scatter"} | points, judged
+
+    def usage(self, name: str, num_inputs: int) -> str:
+        call = f'pipe({example_texts(num_inputs)}, function_to_apply="none")'
+        return pipeline_usage(self.hub_name, name, call)

@@ -3,7 +3,6 @@
 Types that predict something of each token have modules of their own, `words.py` and `answers.py`.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +55,7 @@ class TextTask(TaskType):
             at = f"{where} row {number}"
             texts = [text_at(row, column, at) for column in layout.inputs]
             known = layout.label_numbers
-            if layout.task_type == "multiple_choice":
+            if layout.choices is not None:
                 options = _choices(row, layout, at)
                 firsts += [texts[0]] * len(options)
                 seconds += [" ".join([*texts[1:], option]) for option in options]
@@ -69,7 +68,7 @@ class TextTask(TaskType):
                 firsts.append(texts[0])
                 seconds += texts[1:]
             if layout.label is not None:
-                labels.append(_label(row, layout, known, at))
+                labels.append(self._known_label(row, layout, known, at))
 
         encoded = tokenizer(firsts, seconds or None, truncation="longest_first", max_length=max_length)
         cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
@@ -77,6 +76,27 @@ class TextTask(TaskType):
         if layout.label is not None:
             return columns | {"label": labels}
         return columns | ({"choices": choices} if choices else {})
+
+    def _known_label(self, row: dict[str, Any], layout: Layout, known: Mapping[str, int], at: str) -> Any:
+        assert layout.label is not None
+        value = value_at(row, layout.label)
+        if is_missing(value) or value == "":
+            raise UserError(f"{at}: the label in column '{layout.label}' is empty")
+        return self.read_label(value, layout, known, at)
+
+    def read_label(self, value: Any, layout: Layout, known: Mapping[str, int], at: str) -> Any:
+        """What is to be predicted, as the type's column `label` holds it: here the number of a class.
+
+        Args:
+            value: what the row has as its label; not empty.
+            layout: where in a row the things are.
+            known: number of each label, by its text.
+            at: the row, for the error message.
+
+        Raises:
+            UserError: for a value that is no label.
+        """
+        return number_of(value, layout, known, at)
 
 
 def sequence_columns(
@@ -99,34 +119,6 @@ def sequence_columns(
         "tokens": [sum(lengths[i : i + per_row]) for i in starts],
         "truncated": [sum(cut[i : i + per_row]) for i in starts],
     }
-
-
-def _label(row: dict[str, Any], layout: Layout, known: Mapping[str, int], at: str) -> Any:
-    """A number, the number of a class, or 0 and 1 for each of several labels."""
-    assert layout.label is not None
-    value = value_at(row, layout.label)
-    if is_missing(value) or value == "":
-        raise UserError(f"{at}: the label in column '{layout.label}' is empty")
-    if layout.task_type == "regression":
-        return _finite(value, layout.label, at)
-    if layout.task_type == "multi_label_classification":
-        if not isinstance(value, list):
-            raise UserError(f"{at}: column '{layout.label}' holds {value!r}, not a list of labels")
-        present = {number_of(item, layout, known, at) for item in value}
-        return [float(number in present) for number in range(len(known))]
-    if layout.task_type == "multiple_choice" and isinstance(value, bool) and not layout.choice_labels:
-        value = int(value)
-    return number_of(value, layout, known, at)
-
-
-def _finite(value: Any, column: str, at: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{at}: label {value!r} in column '{column}' is not a finite number")
-    return number
 
 
 def _choices(row: dict[str, Any], layout: Layout, at: str) -> list[str]:

@@ -1,20 +1,26 @@
 """Token classification: a label for each word, from rows that are already split into words."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import List, Value
+import pyarrow as pa
+from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
+from ..config.schema import TaskConfig
 from ..data.columns import Layout, as_rows, number_of, value_at
 from ..data.split import NO_LABEL, Split
 from ..errors import UserError
-from .base import TaskType
+from .base import TaskType, pipeline_usage
+from .labels import column_labels
+from .metrics import of_spans
+from .pictures import Judged, confusion
 from .texts import sequence_columns
 
 
@@ -30,6 +36,11 @@ class TokenClassification(TaskType):
         "word_tokens": List(Value("int32")),
     }
     metrics = ("f1", "precision", "recall", "accuracy")
+    prediction = reference = List(Value("string"))
+    num_inputs = (1, 1)
+    inputs_wanted = "the column with the words is needed"
+    input_names = (("words", "text"),)
+    answer_types = {"labels": pa.list_(pa.string()), "scores": pa.list_(pa.float64())}
 
     def encode(
         self,
@@ -104,6 +115,50 @@ class TokenClassification(TaskType):
                 strict=True,
             )
         ]
+
+    def metric(self, name: str, num_labels: int) -> Callable[..., float]:
+        return of_spans(name)
+
+    def measurable(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Without spans (B-…, I-…, O) only the accuracy of words."""
+        has_spans = all(re.fullmatch("O|[BIESLU]-.+", label) for label in labels)
+        return self.metrics if has_spans else ("accuracy",)
+
+    def label_names(self, name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
+        return column_labels(name, config, train, in_lists=True)
+
+    def read_input(self, value: Any, field: str, task: str) -> Any:
+        words = split_words(value)
+        if not isinstance(words, list) or not words or any(isinstance(w, (list, dict, type(None))) for w in words):
+            raise UserError(f"holds {words!r} in field '{field}', which are no words for task {task}")
+        return words
+
+    def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
+        predicted: list[list[str]] = list(self.predictions(logits, split, labels))
+        true: list[list[str]] = list(self.references(split, labels))
+        sure = softmax(logits, axis=-1).max(axis=-1)
+        names = list(dict.fromkeys([*labels, "O"]))  # a word that was cut off counts as O, also without that label
+        number = {name: place for place, name in enumerate(names)}
+        flat = [np.asarray([number[name] for row in rows for name in row], int) for rows in (true, predicted)]
+        judged: Judged = []
+        for of_row, p, t, places in zip(sure, predicted, true, split.notes["word_tokens"], strict=True):
+            scores = [float(of_row[place]) if place >= 0 else 0.0 for place in places]
+            errors = [score for score, a, b in zip(scores, p, t, strict=True) if a != b]
+            surest = max(errors, default=min(scores, default=1.0))
+            judged.append(("\n".join(p), "\n".join(t), surest, max(errors, default=0.0)))
+        return confusion(flat[0], flat[1], names), judged
+
+    def shown_label(self, label: str, number: int, texts: Any) -> str:
+        """The labels beside their words."""
+        ids, places = texts.sequence(number), texts.split.notes[number]["word_tokens"]
+        ends = [*[max(place, 0) for place in places[1:]], len(ids)]
+        words = [texts.text(ids[place:end]) if place >= 0 else "…" for place, end in zip(places, ends, strict=True)]
+        labels = zip(words, label.split("\n"), strict=True)
+        return " ".join(f"{word}/{name}" for word, name in labels if name != "O") or "O everywhere"
+
+    def usage(self, name: str, num_inputs: int) -> str:
+        call = 'pipe("Words of a sentence.", aggregation_strategy="first")'
+        return pipeline_usage(self.hub_name, name, call)
 
 
 def split_words(value: Any) -> Any:

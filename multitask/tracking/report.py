@@ -14,6 +14,7 @@ import torch
 import yaml
 from markupsafe import Markup
 
+from ..tasks.metrics import HIGHER_IS_BETTER
 from . import charts
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy")
@@ -89,7 +90,7 @@ def _results(curves: Curves, tasks: list[str]) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         values = curves[name][1]
-        best = min(values) if name.endswith("/mse") else max(values)
+        best = max(values) if HIGHER_IS_BETTER.get(name.rpartition("/")[2], True) else min(values)
         task, _, metric = name.removeprefix("eval/").partition("/")
         rows.append({"task": task, "metric": metric, "first": values[0], "best": best, "last": values[-1]})
     return rows

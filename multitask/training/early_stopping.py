@@ -6,12 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError, hint
-from ..tasks.metrics import Results, average
+from ..tasks.metrics import HIGHER_IS_BETTER, Results, average
 
 AVERAGE = "average"
-
-
-ERRORS = ("mse",)  # metrics of which less is better
 
 
 def score(results: Results, name: str) -> float:
@@ -26,7 +23,11 @@ def score(results: Results, name: str) -> float:
     chosen = results if name == AVERAGE else {task: results[task]}
     return average(
         {
-            task: {key: -value if key in ERRORS else value for key, value in of_task.items() if metric in ("", key)}
+            task: {
+                key: value if HIGHER_IS_BETTER[key] else -value
+                for key, value in of_task.items()
+                if metric in ("", key)
+            }
             for task, of_task in chosen.items()
         }
     )

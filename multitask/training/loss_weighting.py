@@ -220,24 +220,12 @@ def build_loss_weighting(
         reduce: sums a tensor over the processes.
     """
     weights = {task.name: task.weight for task in tasks}
-    if method == "size_of_label_space":
-        return LossWeighting(weights, batch_size, {task.name: 1 / log_label_space(task) for task in tasks})
+    if method == "size_of_label_space":  # MUPPET: Aghajanyan et al. 2021, arXiv:2101.11038
+        return LossWeighting(
+            weights, batch_size, {task.name: 1 / task.type.log_label_space(task.labels, task.train) for task in tasks}
+        )
     if method == "uncertainty":
         model.add_log_variances()
-        regressions = {task.name for task in tasks if task.type.name == "regression"}
+        regressions = {task.name for task in tasks if task.type.problem_type == "regression"}
         return Uncertainty(weights, batch_size, model, regressions)
     return Famo(weights, batch_size, reduce) if method == "famo" else Static(weights, batch_size)
-
-
-def log_label_space(task: TaskData) -> float:
-    """The loss of a uniform guess, log n, by which MUPPET divides (Aghajanyan et al. 2021, arXiv:2101.11038).
-
-    n is the number of classes, choices or labels of a word; 2 where each label is a yes or no of its own; the tokens
-    of a sequence among which an answer's ends are, as the geometric mean of the training rows. A regression, which has
-    no classes, keeps its loss as it is.
-    """
-    if task.type.name == "regression":
-        return 1.0
-    if task.type.name == "question_answering":
-        return float(np.log(task.train.length).mean())
-    return math.log(2 if task.type.name == "multi_label_classification" else max(2, len(task.labels)))

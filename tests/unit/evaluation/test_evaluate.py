@@ -12,7 +12,7 @@ from multitask.evaluation.evaluate import evaluate_tasks, predict
 from multitask.model.pretrained import build_model, load_tokenizer
 from multitask.tasks.base import TASK_TYPES
 from multitask.tasks.load import load_task
-from multitask.tasks.metrics import average, load_metric
+from multitask.tasks.metrics import average
 
 # Worked by hand: classes [0, 1, 1, 1, 0, 1] predicted as [0, 1, 0, 1, 1, 1]: 3 true and 1 false positives, 1 false
 # and 1 true negatives.
@@ -61,14 +61,14 @@ ANSWERS = [["a house", "the cat"], ["red cat"], [""], ["tree"]], ["The Cat.", "c
     ],
 )
 def test_metrics_by_hand(task_type, name, references, predictions, value):
-    metric = load_metric(task_type, name, num_classes=2)
+    metric = TASK_TYPES[task_type].load_metric(name, 2)
     assert isinstance(metric, evaluate.Metric)
     assert metric.compute(references=references, predictions=predictions) == {name: pytest.approx(value)}
 
 
 def test_one_label_that_may_be_there_is_measured_by_itself():
     for name in ("f1_micro", "f1_macro"):
-        metric = load_metric("multi_label_classification", name, num_classes=1)
+        metric = TASK_TYPES["multi_label_classification"].load_metric(name, 1)
         assert metric.compute(references=[[1], [0], [0], [0]], predictions=[[0]] * 4) == {name: 0.0}
         assert metric.compute(references=[[1], [1], [0]], predictions=[[1], [0], [0]]) == {name: pytest.approx(2 / 3)}
 
@@ -80,8 +80,8 @@ def test_a_label_is_predicted_where_it_is_more_likely_than_not():
 
 
 def test_f1_of_several_classes_is_their_mean():
-    result = load_metric("classification", "f1", num_classes=3).compute(
-        references=[0, 0, 1, 2], predictions=[0, 1, 1, 1]
+    result = (
+        TASK_TYPES["classification"].load_metric("f1", 3).compute(references=[0, 0, 1, 2], predictions=[0, 1, 1, 1])
     )
     assert result["f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
 
@@ -89,7 +89,7 @@ def test_f1_of_several_classes_is_their_mean():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["pearson", "spearmanr"])
 def test_a_correlation_that_is_not_defined_is_not_a_number(name):
-    metric = load_metric("regression", name, 0)
+    metric = TASK_TYPES["regression"].load_metric(name, 0)
     assert math.isnan(metric.compute(references=[1.0, 2.0], predictions=[3.0, 3.0])[name])
     assert math.isnan(metric.compute(references=[1.0], predictions=[3.0])[name])
 

@@ -12,7 +12,7 @@ from multitask.tasks.base import TASK_TYPES
 from multitask.tasks.load import load_task
 from multitask.tasks.question_answering import ENDS, MAX_ANSWER_TOKENS, STARTS, best_answers
 
-LAYOUT = Layout("question_answering", ("question", "context"), "answers")
+LAYOUT = Layout(("question", "context"), "answers")
 LONG = "The river was calm. " * 12 + "Maria lives in Porto near the bridge. " + "The river was calm. " * 12
 MARIA = {"question": "Where does Maria live?", "context": LONG, "answers": {"text": ["Porto"], "answer_start": [255]}}
 

@@ -18,7 +18,7 @@ from multitask.tasks.token_classification import predicted_words
 
 WORDS = ["Giraffes", "in", "Johannesburg", ",", "naïve", "ones", "\u200b", "東京"]
 TAGS = ["B-ANIMAL", "O", "B-PLACE", "O", "O", "O", "O", "B-PLACE"]
-LAYOUT = Layout("token_classification", ("words",), "tags", {"O": 0, "B-ANIMAL": 1, "B-PLACE": 2})
+LAYOUT = Layout(("words",), "tags", {"O": 0, "B-ANIMAL": 1, "B-PLACE": 2})
 
 
 def trained(kind: str) -> transformers.PreTrainedTokenizerFast:
