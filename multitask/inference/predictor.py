@@ -150,7 +150,8 @@ class Predictor:
             tokenizer=self.tokenizer,
             max_length=self.config.model.max_length,
         )
-        return as_split(Dataset.from_dict(columns), layout.num_choices or 1, self.tasks[task].type, len(rows))
+        task_type = self.tasks[task].type
+        return as_split(Dataset.from_dict(columns), task_type.num_sequences(layout), task_type, len(rows))
 
 
 def predict_file(

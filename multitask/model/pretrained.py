@@ -130,7 +130,7 @@ def build_model(
     tasks_by_type = {task.type.name: task for task in tasks}
     modules = modules_to_call(multitask_model.encoder)
     multitask_model.is_groupable = all(
-        can_compute_together(multitask_model.tasks[task.name], modules, task.type.reads_choices)
+        can_compute_together(multitask_model.tasks[task.name], modules, task.type.several_sequences)
         for task in tasks_by_type.values()
     )
     return multitask_model

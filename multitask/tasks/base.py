@@ -43,7 +43,8 @@ class TaskType(ABC):
         num_inputs: how many columns `inputs` may name, at least and at most.
         inputs_wanted: which these are, for an error message.
         input_names: what each input may also be called in rows to predict; the first is used for all tasks alike.
-        reads_choices: whether a row has several sequences, one a choice.
+        reads_choices: whether the configuration names columns of choices.
+        several_sequences: whether the head takes rows of several sequences, shape (rows, sequences, tokens).
         answer_types: of what `answers` gives, by name, beside probabilities.
         problem_type: what `transformers` calls it in a model's configuration.
     """
@@ -60,6 +61,7 @@ class TaskType(ABC):
     inputs_wanted: ClassVar[str] = "one or two are possible"
     input_names: ClassVar[tuple[tuple[str, ...], ...]] = (("text",), ("text_pair",))
     reads_choices: ClassVar[bool] = False
+    several_sequences: ClassVar[bool] = False
     answer_types: ClassVar[dict[str, pa.DataType]] = {"label": pa.string(), "score": pa.float64()}
     problem_type: ClassVar[
         Literal["regression", "single_label_classification", "multi_label_classification"] | None
@@ -94,6 +96,10 @@ class TaskType(ABC):
         Raises:
             UserError: naming the split and the row, for what is missing or cannot be read.
         """
+
+    def num_sequences(self, layout: Layout) -> int:
+        """Sequences in a row."""
+        return layout.num_choices or 1
 
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def load_task(
             num_proc=num_proc,
             desc=f"Tokenising {name} {split}",
         )
-        return as_split(encoded, layout.num_choices or 1, task_type, len(dataset))
+        return as_split(encoded, task_type.num_sequences(layout), task_type, len(dataset))
 
     train_split = tokenise(train, config.train_split, config.max_train_examples)
     return TaskData(

@@ -32,6 +32,7 @@ class MultipleChoice(TextTask):
     hub_name = "multiple-choice"
     metrics = ("accuracy", "f1", "matthews_correlation")
     reads_choices = True
+    several_sequences = True
     answer_types = {"label": pa.string(), "choice": pa.int64(), "score": pa.float64()}
 
     def read_label(self, value: Any, layout: Layout, known: Mapping[str, int], at: str) -> Any:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from helpers.tasks import ALL_TASKS
 
-from multitask.evaluation.error_analysis import MOST_LABELS, NUM_MISTAKES, NUM_WATCHED, _confusion, describe
+from multitask.evaluation.error_analysis import NUM_MISTAKES, NUM_WATCHED, describe
 from multitask.evaluation.evaluate import compute_logits
+from multitask.tasks.pictures import MOST_LABELS, confusion
 
 
 @pytest.fixture(params=["bert", "roberta"])
@@ -84,6 +85,6 @@ def test_texts_are_what_was_read(seen):
 
 def test_of_many_labels_the_largest_are_shown_and_the_rest_is_counted():
     true = np.repeat(np.arange(40), np.arange(40) + 1)
-    shown = _confusion(true, true, [str(number) for number in range(40)])
+    shown = confusion(true, true, [str(number) for number in range(40)])
     assert shown["labels"] == [str(number) for number in range(40 - MOST_LABELS, 40)]
     assert np.sum(shown["counts"]) + shown["others"] == len(true) and shown["others"] == sum(range(1, 21))
