@@ -1,6 +1,5 @@
 """`CheckpointManager`: everything that happens to a run's checkpoints while it trains."""
 
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -118,14 +117,14 @@ class CheckpointManager:
         stopping, training = self.state.stopping, self.config.training
         chosen = checkpoints_in(self.folder)[0]
         best = checkpoint_at(self.folder, stopping.best["step"])
-        known = {}
+        best_by = None
         if training.load_best_model_at_end and best is not None:
             print(f"\nThe best by {stopping.metric} was step {stopping.best['step']}, which is exported: {best}")
-            chosen, known = best, {"best_by": stopping.metric}
+            chosen, best_by = best, stopping.metric
         model, *_ = load_checkpoint(chosen, self.config)
         merge = self.config.adapters is None or self.config.adapters.merge
-        saved = dataclasses.asdict(SavedState.read(chosen)) | known
-        export_run(model, self.tasks, self.tokenizer, self.config, saved, folder, merge)
+        run = SavedState.read(chosen).trained_run(best_by)
+        export_run(model, self.tasks, self.tokenizer, self.config, run, folder, merge)
         print(f"\nOne model per task in {folder}; the numbers in {self.folder / 'metrics.json'}")
 
     def close(self, status: int, log: Log, *folders: Path) -> int:

@@ -1,6 +1,5 @@
 """What `--mode` does besides training: evaluate a checkpoint, predict with it, export it."""
 
-import dataclasses
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -76,7 +75,7 @@ def export(command: Command, accelerator: Accelerator) -> None:
         trained = load_config(command.checkpoint / "config.yaml")
         merge = command.config.adapters is None or command.config.adapters.merge
         chosen = [task for task in tasks if task.name in command.tasks]
-        saved = dataclasses.asdict(SavedState.read(command.checkpoint))
+        saved = SavedState.read(command.checkpoint).trained_run()
         export_run(model, chosen, tokenizer, trained, saved, folder, merge)
         print(f"One model per task in {folder}: {', '.join(command.tasks)}")
 

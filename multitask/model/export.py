@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +11,7 @@ from ..config.schema import Config
 from ..errors import UserError
 from ..tasks.base import Task
 from .lora import merged_weights, save_adapter
-from .model_card import model_card
+from .model_card import TrainedRun, model_card
 from .multitask import MultitaskModel
 from .pretrained import save_tokenizer
 
@@ -39,7 +38,7 @@ def export_run(
     tasks: Sequence[Task],
     tokenizer: PreTrainedTokenizerBase,
     config: Config,
-    state: Mapping[str, Any],
+    run: TrainedRun,
     folder: Path,
     merge: bool,
 ) -> None:
@@ -50,12 +49,12 @@ def export_run(
         tasks: those to export.
         tokenizer: the encoder's.
         config: of the run.
-        state: of its checkpoint.
+        run: what is known of it.
         folder: for all tasks.
         merge: as of `export_tasks`.
     """
     encoder = config.model.encoder
-    cards = {task.name: model_card(task, config.tasks[task.name], encoder, state, merge) for task in tasks}
+    cards = {task.name: model_card(task, config.tasks[task.name], encoder, run, merge) for task in tasks}
     export_tasks(model, tokenizer, folder, encoder, merge, cards)
 
 

@@ -2,26 +2,48 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..config.schema import FILE_FORMATS, TaskConfig
 from ..tasks.base import Task
+from ..tasks.metrics import Results
 
 
-def model_card(task: Task, config: TaskConfig, encoder: str, state: Mapping[str, Any], merged: bool = True) -> str:
+class TrainedRun(NamedTuple):
+    """What a card says of the run that a model comes from.
+
+    Args:
+        step: steps done.
+        command: the command line.
+        versions: of the packages that matter.
+        rows: rows of the dataset by task and split.
+        results: of the evaluation after this step; empty without one.
+        stopped: after how many steps tasks were stopped early.
+        best_by: the metric by which it is the best checkpoint, if it was chosen as that.
+    """
+
+    step: int
+    command: str
+    versions: Mapping[str, str]
+    rows: Mapping[str, Mapping[str, int]]
+    results: Results
+    stopped: Mapping[str, int]
+    best_by: str | None = None
+
+
+def model_card(task: Task, config: TaskConfig, encoder: str, run: TrainedRun, merged: bool = True) -> str:
     """A README.md in the form of the hub: metadata that its pages read, then words for people.
 
     Args:
         task: the exported one.
         config: its configuration.
         encoder: as configured.
-        state: of the checkpoint: step, command, versions, rows, results; which tasks were stopped; and `best_by`, by
-            which metric it is the best, if it was chosen as that.
+        run: that it comes from.
         merged: whether the weights are there as a whole; otherwise an adapter and a head are.
     """
-    results = (state.get("results") or {}).get(task.name, {})
+    results = run.results.get(task.name, {})
     on_hub = config.dataset not in FILE_FORMATS and not Path(config.dataset).exists()
     dataset = config.dataset if on_hub else ", ".join(_names(config))
     data = ModelCardData(
@@ -45,18 +67,18 @@ def model_card(task: Task, config: TaskConfig, encoder: str, state: Mapping[str,
         ]
         or None,
     )
-    rows = state["rows"][task.name]
+    rows = run.rows[task.name]
     table = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in results.items())
     measured = (
         f"On {rows['validation']:,} rows of `{config.validation_split}`:\n\n| metric | value |\n|---|---|\n{table}"
     )
-    others = [name for name in state["labels"] if name != task.name]
+    others = [name for name in run.rows if name != task.name]
     trained_with = f"together with {', '.join(others)}" if others else "alone"
-    versions = ", ".join(f"{package} {number}" for package, number in state["versions"].items())
+    versions = ", ".join(f"{package} {number}" for package, number in run.versions.items())
     labels = f"\n- Labels: {', '.join(task.labels)}" if task.labels else ""
     inputs = ", ".join(f"`{name}`" for name in config.inputs)
-    steps = f"{state['step']:,}" + (f", the best by `{state['best_by']}`" if state.get("best_by") else "")
-    if stopped := state.get("stopped", {}).get(task.name):
+    steps = f"{run.step:,}" + (f", the best by `{run.best_by}`" if run.best_by else "")
+    if stopped := run.stopped.get(task.name):
         steps += (
             f"; on this task up to step {stopped:,}, as it no longer improved; the encoder went on with the others"
         )
@@ -72,7 +94,7 @@ def model_card(task: Task, config: TaskConfig, encoder: str, state: Mapping[str,
 - Data: {dataset}{subset}; {rows["train"]:,} rows of `{config.train_split}`; inputs {inputs}, \
 label `{config.label}`{labels}
 - Steps: {steps}
-- Command: `{state["command"]}`
+- Command: `{run.command}`
 - Versions: {versions}
 
 ## Results

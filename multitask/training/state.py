@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import UserError
+from ..model.model_card import TrainedRun
 from ..model.multitask import MultitaskModel
 from ..tasks.metrics import Results, average
 from .early_stopping import EarlyStopping
@@ -70,6 +71,11 @@ class SavedState:
     scaler: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    def trained_run(self, best_by: str | None = None) -> TrainedRun:
+        """What model cards say of the run; `best_by` is the metric by which this is the best checkpoint."""
+        results = self.results or {}
+        return TrainedRun(self.step, self.command, self.versions, self.rows, results, self.stopped, best_by)
 
     def to_json(self) -> str:
         """The text of `state.json`."""
