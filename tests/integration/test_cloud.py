@@ -391,7 +391,7 @@ def test_gcloud_knows_what_make_calls(make, gcloud_tree):
 
 
 def test_gcloud_knows_what_is_written(gcloud_tree):
-    paths = [ROOT / "README.md", ROOT / "Dockerfile", *(ROOT / "cloud").glob("*.py")]
+    paths = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "Dockerfile", *(ROOT / "cloud").glob("*.py")]
     text = "\n".join(path.read_text() for path in paths).replace("\\\n", " ")
     calls = [shlex.split(words) for words in re.findall(r"\bgcloud ([a-z][^`&|#\n]*)", text)]
     assert len(calls) >= 11

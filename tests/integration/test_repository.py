@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import yaml
 from helpers.paths import ROOT
 
 from multitask.cli.arguments import FLAGS_OF_MODES
@@ -79,9 +80,22 @@ def test_options_that_the_pages_name_exist():
 def test_keys_that_the_pages_name_exist():
     keys = config_keys(Config)
     sections = "training|mixture|model|adapters|checkpoints|tracking"
-    named = set(re.findall(rf"`((?:{sections})\.[a-z_]+|tasks\.NAME\.[a-z_]+)", text_of_pages()))
+    named = set(re.findall(rf"`((?:{sections})\.[a-z_]+|tasks\.\w+\.[a-z_]+)", text_of_pages()))
     assert len(named) >= 7
+    named = {re.sub(r"^tasks\.\w+\.", "tasks.NAME.", key) for key in named}
     assert sorted(named - keys) == []
+
+
+def test_configurations_that_the_pages_show_have_these_keys():
+    """Users copy them."""
+    keys, shown = config_keys(Config), set()
+    for block in re.findall(r"```yaml\n(.*?)```", text_of_pages(), re.S):
+        for section, content in yaml.safe_load(block).items():
+            for key, value in content.items():
+                inner = value if section == "tasks" else {}
+                shown |= {f"tasks.NAME.{name}" for name in inner} if inner else {f"{section}.{key}"}
+    assert len(shown) >= 12
+    assert sorted(shown - keys) == []
 
 
 def test_paths_that_the_pages_name_exist():
