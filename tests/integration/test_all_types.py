@@ -32,12 +32,14 @@ def assert_same_numbers(first, second):
     assert all(of_one[task] == pytest.approx(of_two[task], rel=1e-4) for task in ALL_TASKS)
 
 
+@pytest.mark.slow
 def test_several_passes_make_the_update_of_one(train, tmp_path):
     one = train()
     several = train("--training.output_dir", str(tmp_path / "s"), "--training.max_tokens_per_pass", "130")
     assert_same_numbers(one, several)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_update_of_one(mixture_config, write_config, train, program, tmp_path):
     one, two = train(), tmp_path / "two"
     options = ["--training.output_dir", str(two), "--training.max_tokens_per_pass", "200"]
@@ -46,6 +48,7 @@ def test_two_processes_make_the_update_of_one(mixture_config, write_config, trai
     assert_same_numbers(one, two)
 
 
+@pytest.mark.slow
 def test_every_type_is_learned_and_reported(train, capsys):
     few = [part for task in ALL_TASKS for part in (f"--tasks.{task}.max_train_examples", "4")]
     long = ["--training.learning_rate", "1e-2", "--training.max_steps", "250", "--training.warmup_ratio", "0.1"]

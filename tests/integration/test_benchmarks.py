@@ -19,6 +19,7 @@ def bench(*options: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, timeout=900)
 
 
+@pytest.mark.slow
 def test_a_smoke_run_measures_everything_and_writes_the_page(tmp_path):
     page = tmp_path / "benchmarks.md"
     where = ["--output_dir", str(tmp_path / "bench"), "--page", str(page)]
@@ -40,6 +41,7 @@ def test_a_smoke_run_measures_everything_and_writes_the_page(tmp_path):
     assert len(names) >= 30 and page.read_text().count("\n") >= 60
 
 
+@pytest.mark.slow
 def test_without_data_it_says_which_variable_to_set(tmp_path):
     done = bench("--output_dir", str(tmp_path / "bench"), "--page", str(tmp_path / "page.md"))
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: "), done.stderr
@@ -47,6 +49,7 @@ def test_without_data_it_says_which_variable_to_set(tmp_path):
     assert not (tmp_path / "page.md").exists()
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_skips_itself_with_a_line(tmp_path):
     done = bench("--smoke", "--only", "gpu", "--output_dir", str(tmp_path), "--page", str(tmp_path / "page.md"))
     assert done.returncode == 0 and "no GPU on this machine" in done.stdout, done.stdout + done.stderr

@@ -57,6 +57,7 @@ def wait_for_training(folder: Path, process: subprocess.Popen, log: Path) -> Non
     raise AssertionError(f"the run ended by itself, with status {process.returncode}: {log.read_text()[-3000:]}")
 
 
+@pytest.mark.slow
 def test_kills(options, place, bucket, tmp_path, drill):
     """SIGKILL at random moments; the disk of the machine is kept or lost; another one goes on."""
     rng = random.Random(0)
@@ -97,6 +98,7 @@ def test_kills(options, place, bucket, tmp_path, drill):
     drill.says(f"{kills} kills of a run of {steps} steps, the result is the same bit for bit: {dict(counted)}")
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_is_killed(options, place, tmp_path, drill):
     """What is left of the run ends, and goes on with two processes as if nothing had been."""
     options += ["--training.max_steps", "40"]
@@ -122,6 +124,7 @@ def test_one_of_two_processes_is_killed(options, place, tmp_path, drill):
     drill.says(f"{kills} kills of one of two processes, the result is the same bit for bit")
 
 
+@pytest.mark.slow
 def test_every_byte_of_a_checkpoint(options, tmp_path, drill):
     """A flipped bit, a cut and a removal anywhere in a real checkpoint are found."""
     log = tmp_path / "log"
@@ -148,6 +151,7 @@ def test_every_byte_of_a_checkpoint(options, tmp_path, drill):
     drill.says(f"damage to a checkpoint, all found: {dict(tried)}")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full(options, tmp_path, drill):
     """On a file system of a few hundred kilobytes, the first checkpoints fit."""
     disk = tmp_path / "disk"

@@ -57,6 +57,7 @@ def wait_for_step(process: subprocess.Popen, folder, step: int) -> None:
 # -- the spot drill ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_three_times_stopped_on_a_machine_that_disappears(start, place, tmp_path):
     whole = start("--training.output_dir", str(tmp_path / "whole"))
     assert whole.wait(300) == 0, whole.communicate()[1]
@@ -84,6 +85,7 @@ def test_three_times_stopped_on_a_machine_that_disappears(start, place, tmp_path
     assert len(curves[0]) == 60 and curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_several_processes_get_the_signal_too(start, place, tmp_path):
     """Two machines' entry points on this one: both processes finish the step, and the first saves and uploads."""
     folder, port = tmp_path / "run", free_port()
@@ -101,6 +103,7 @@ def test_several_processes_get_the_signal_too(start, place, tmp_path):
     assert "stopped by a signal" in processes[0].communicate()[0]
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_status_2(start):
     process = start("--training.sede", "1")
     out, err = process.communicate(timeout=300)
@@ -108,6 +111,7 @@ def test_a_mistake_is_one_line_and_status_2(start):
     assert err.startswith("error: --training.sede: unknown key") and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_accelerator_that_is_not_there(start):
     """Found by a process of the launcher, which runs here and hands on the status."""
     process = start(LAUNCH="multi_node")
@@ -173,6 +177,7 @@ def test_a_cluster_spec_of_another_shape(text):
     assert str(raised.value) == f"CLUSTER_SPEC: found {text!r}, expected such as {wanted}"
 
 
+@pytest.mark.slow
 def test_a_cluster_spec_that_is_not_json(start):
     process = start(CLUSTER_SPEC="{cluster")
     out, err = process.communicate(timeout=300)

@@ -30,6 +30,7 @@ def test_there_are_launch_configurations():
     assert [path.stem for path in FILES] == ["cpu", "fsdp", "multi_gpu", "multi_node", "single_gpu", "tpu"]
 
 
+@pytest.mark.slow
 def test_accelerate_launch_on_the_cpu(train, mixture_config, write_config, tmp_path):
     here = train()
     options = ["--config", write_config(mixture_config), "--training.output_dir", str(tmp_path / "launched")]
@@ -39,6 +40,7 @@ def test_accelerate_launch_on_the_cpu(train, mixture_config, write_config, tmp_p
     assert (curve(tmp_path / "launched") == curve(here)).all()
 
 
+@pytest.mark.slow
 def test_two_machines_make_the_update_of_one(train, mixture_config, write_config, tmp_path):
     """The same file on both, here two launchers on one host; without GPUs, each has one process on the CPU."""
     one = train()
@@ -58,6 +60,7 @@ def test_two_machines_make_the_update_of_one(train, mixture_config, write_config
     assert "One model per task" in texts[0][0] and "One model per task" not in texts[1][0]
 
 
+@pytest.mark.slow
 def test_an_accelerator_that_is_not_there(mixture_config, write_config, tmp_path):
     command = [
         *LAUNCH,

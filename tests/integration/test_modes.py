@@ -24,6 +24,8 @@ from multitask.cli.commands import evaluate, export, predict_rows
 from multitask.errors import UserError
 from multitask.model.multitask import logits_of
 
+pytestmark = pytest.mark.slow  # each needs a trained run
+
 
 @pytest.fixture(scope="module")
 def folder(request, encoders, task_files, tmp_path_factory):

@@ -17,6 +17,7 @@ def config(monkeypatch):
     return read_command(["--config", "configs/quickstart.yaml"]).config
 
 
+@pytest.mark.slow
 def test_a_short_real_run_changes_every_parameter(config, program, tmp_path):
     run = ["--training.output_dir", str(tmp_path / "run"), "--training.max_steps", "3", "--model.dropout", "0"]
     few = [part for task in config.tasks for part in (f"--tasks.{task}.max_eval_examples", "20")]

@@ -35,6 +35,7 @@ def tasks(options):
     return [load_task(name, task, tokenizer, 128, config.data_root) for name, task in config.tasks.items()]
 
 
+@pytest.mark.slow
 def test_the_tasks_are_read_as_their_authors_publish_them(tasks):
     assert {task.name: (len(task.train), len(task.validation)) for task in tasks} == {
         "stsb": (5749, 1500),
@@ -49,6 +50,7 @@ def test_the_tasks_are_read_as_their_authors_publish_them(tasks):
     assert set(labels["commonsense_qa"]) == {0, 1, 2, 3, 4}
 
 
+@pytest.mark.slow
 def test_of_100_tokens_computed_on_at_least_92_are_real(tasks):
     splits = {task.name: task.train for task in tasks}
     sizes = {name: len(split) for name, split in splits.items()}
@@ -65,6 +67,7 @@ def test_of_100_tokens_computed_on_at_least_92_are_real(tasks):
     assert all(min(item.examples.values()) > 0 for item in items)  # every step holds every task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [[], ["--adapters.scope", "both"]], ids=["full", "adapters"])
 def test_a_short_run_trains_evaluates_and_exports(options, tasks, program, tmp_path, adapters):
     short = ["--training.max_steps", "4", "--training.max_tokens_per_pass", "2048", "--training.logging_steps", "1"]

@@ -25,6 +25,7 @@ from multitask.utils import stable_seed
 # -- the step ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_tokens", [1, 60, 150])
 def test_several_passes_make_the_update_of_one(train, tmp_path, max_tokens):
     one = train()
@@ -38,6 +39,7 @@ def test_several_passes_make_the_update_of_one(train, tmp_path, max_tokens):
         assert_same_weight(name, after_one[name], after_several[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_tokens", [10**6, 100])
 def test_two_processes_make_the_update_of_one(mixture_config, write_config, train, program, tmp_path, max_tokens):
     """Uneven on purpose: with 11 examples a step, one process has a row more, sometimes a task all to itself."""
@@ -56,6 +58,7 @@ def test_two_processes_make_the_update_of_one(mixture_config, write_config, trai
     assert done.stdout.count("average") == 1  # only the main process prints
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_task_that_is_rare(mixture_config, write_config, train, program, tmp_path):
     """Steps without any row of a task, and devices without a row of one, in a step of several passes."""
     mixture_config["mixture"] = {"sampling": "weights", "weights": {"similar": 0.05, "animal": 0.3, "choice": 0.65}}
@@ -70,6 +73,7 @@ def test_two_processes_with_a_task_that_is_rare(mixture_config, write_config, tr
     assert 0 < examples[-1] < 8  # it was idle in some steps, and not in all
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(train, tmp_path):
     dropout = ["--model.dropout", "0.1"]
     runs = [
@@ -88,6 +92,7 @@ def test_background_workers_change_nothing(train, tmp_path):
     assert (curve(inline) == curve(train("--model.dropout", "0.1", *options))).all()
 
 
+@pytest.mark.slow
 def test_every_parameter_changes_and_an_idle_head_does_not(train, mixture_config, tmp_path):
     before = weights(train("--training.max_steps", "1", "--training.warmup_ratio", "0.9"))  # its learning rate is 0
     trained = weights(train("--training.output_dir", str(tmp_path / "trained")))
@@ -114,6 +119,7 @@ def test_the_learning_rate_peaks_after_the_warm_up_and_ends_at_zero(train):
     assert rates[20] == 0.0
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_the_run_at_its_step(mixture_config, write_config, program, tmp_path):
     mixture_config["tasks"]["similar"]["weight"] = 1e30
     rows = make_rows("regression", 40)
@@ -127,6 +133,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_at_its_step(mixture_config, w
     assert not list((tmp_path / "run" / "export").iterdir())
 
 
+@pytest.mark.slow
 def test_a_few_examples_are_learned_by_heart(train):
     options = ["--training.learning_rate", "1e-2", "--training.max_steps", "200", "--training.warmup_ratio", "0.1"]
     few = [part for task in TASKS for part in (f"--tasks.{task}.max_train_examples", "4")]
@@ -183,6 +190,7 @@ def test_the_run_is_the_one_that_the_design_describes(train, mixture_config):
         assert_same_weight(name, after[name], parameter.detach())
 
 
+@pytest.mark.slow
 def test_evaluation_is_without_dropout_and_training_goes_on_with_it(train, mixture_config, tmp_path):
     mixture_config["training"]["learning_rate"] = 1e-2
     mixture_config["tasks"]["similar"]["metrics"] = ["mse"]
@@ -201,6 +209,7 @@ def test_evaluation_is_without_dropout_and_training_goes_on_with_it(train, mixtu
     assert results["tasks"]["similar"] == {"mse": pytest.approx(np.mean(squares), rel=1e-4)}
 
 
+@pytest.mark.slow
 def test_dropout_is_seeded_by_step_process_and_pass(train, tmp_path, monkeypatch):
     options = ["--model.dropout", "0.5", "--training.max_tokens_per_pass", "100"]
     first = train(*options)
@@ -219,6 +228,7 @@ def test_dropout_is_seeded_by_step_process_and_pass(train, tmp_path, monkeypatch
 # -- what a run leaves and prints --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_the_readme_says(mixture_config, write_config, program, tmp_path):
     config = ["--config", write_config(mixture_config), "--training.eval_steps", "4"]
     done = program(*config)
@@ -284,6 +294,7 @@ def test_odd_data_is_pointed_out(train, mixture_config, tmp_path, capsys):
 # -- what a user may get wrong -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_status_2(mixture_config, write_config, program, tmp_path):
     config = write_config(mixture_config)
     done = program("--config", config, "--training.sede", "1")
@@ -294,6 +305,7 @@ def test_a_mistake_is_one_line_and_status_2(mixture_config, write_config, progra
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_data_is_one_line_also_with_a_cold_cache(mixture_config, write_config, program, tmp_path):
     rows = [*make_rows("classification", 30), {"a": "cat", "b": "dog", "label": None}]
     mixture_config["tasks"]["animal"]["data_files"] = {"train": str(write_jsonl(tmp_path / "bad.jsonl", rows))}
@@ -359,6 +371,7 @@ def test_an_encoder_that_is_not_there(train, tmp_path, encoder, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_asked_once(mixture_config, write_config, program):
     """On a network that leads nowhere (a port nobody listens on) no request is retried: each retry would be a line."""
     mixture_config["model"]["encoder"] = "nobody/nothing"

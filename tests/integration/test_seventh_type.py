@@ -100,6 +100,7 @@ def run_mode(mode, *options):
     modes[mode](read_command(["--mode", mode, *options]), Accelerator(cpu=True))
 
 
+@pytest.mark.slow
 @pytest.mark.pictures
 def test_it_does_all_that_the_others_do(ranking, train, tmp_path, capsys):
     folder = train(

@@ -27,6 +27,7 @@ def run(stoppable, mixture_config):
     return stoppable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", range(1, 12))
 def test_stopped_anywhere_and_resumed_is_never_stopped(run, tmp_path, stop_at, capsys):
     """Looks for a signal come once a step and before each task of an evaluation, so some fall into one."""
@@ -40,6 +41,7 @@ def test_stopped_anywhere_and_resumed_is_never_stopped(run, tmp_path, stop_at, c
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_stopped_at_every_step(run, tmp_path):
     assert run("whole") == 0
     statuses = []
@@ -49,6 +51,7 @@ def test_stopped_at_every_step(run, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", ["per_task", "both"])
 def test_adapters_and_idle_heads_go_on_too(run, mixture_config, tmp_path, adapters):
     mixture_config["adapters"] = {"rank": 2, "scope": adapters, "dropout": 0.1}
@@ -68,6 +71,7 @@ def test_a_finished_run_is_only_exported_again(run, tmp_path, capsys):
     assert "step-00000008" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on(run, mixture_config, write_config, program, tmp_path):
     mixture_config["training"]["logging_steps"] = 1
     plain = ["--model.dropout", "0.0"]  # masks are drawn by each process
@@ -92,6 +96,7 @@ def test_another_number_of_processes_goes_on(run, mixture_config, write_config, 
 LONG = ["--training.max_steps", "400", "--training.eval_steps", "null", "--training.logging_steps", "1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends_with_its_status(mixture_config, write_config, tmp_path, number, status):
     config = write_config(mixture_config)
@@ -108,6 +113,7 @@ def test_a_signal_saves_and_ends_with_its_status(mixture_config, write_config, t
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-2]["step"] == step  # the step was finished, and no other
 
 
+@pytest.mark.slow
 def test_two_processes_end_together_and_go_on(mixture_config, write_config, program, tmp_path):
     mixture_config["model"]["dropout"] = 0.1
     config = write_config(mixture_config)
@@ -129,6 +135,7 @@ def test_two_processes_end_together_and_go_on(mixture_config, write_config, prog
 # -- what a checkpoint is worth ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flipped", "short", "missing", "manifest"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, kind, capsys):
     assert run("whole") == 0
@@ -145,6 +152,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, kind, c
         run("other", "--training.resume_from_checkpoint", str(newest.with_name(newest.name + ".damaged")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
@@ -166,6 +174,7 @@ def test_settings_that_change_the_result_are_refused(run, tmp_path, option, valu
         run("run", option, value)
 
 
+@pytest.mark.slow
 def test_other_settings_are_accepted(run, tmp_path):
     assert run("run", stop_at=3) == 143
     harmless = ["--training.logging_steps", "5", "--training.save_steps", "4", "--training.save_total_limit", "null"]
@@ -186,6 +195,7 @@ def test_data_that_have_changed_are_refused(run, mixture_config, tmp_path):
         (tmp_path / "kept").rename(mixture_config["tasks"]["similar"]["data_files"]["train"])
 
 
+@pytest.mark.slow
 def test_a_run_may_begin_anew(run, tmp_path, capsys):
     assert run("run", stop_at=3) == 143
     (old,) = checkpoints_in(tmp_path / "run")
@@ -195,6 +205,7 @@ def test_a_run_may_begin_anew(run, tmp_path, capsys):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_another_run_goes_on_in_a_folder_of_its_own(run, tmp_path):
     assert run("run", stop_at=3) == 143
     assert run("other", "--training.resume_from_checkpoint", str(tmp_path / "run")) == 0
@@ -202,6 +213,7 @@ def test_another_run_goes_on_in_a_folder_of_its_own(run, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_the_newest_and_the_best_are_kept(run, tmp_path):
     often = ["--training.save_steps", "1", "--training.eval_steps", "2"]
     assert run("all", *often, "--training.save_total_limit", "null") == 0
@@ -254,6 +266,7 @@ def after_the_check(fault):
     return lambda method, path: fault if method == "POST" and "/upload/" in path and next(uploads) else None
 
 
+@pytest.mark.slow
 def test_on_an_empty_disk_it_goes_on_from_the_bucket(run, bucket, place, tmp_path, capsys):
     copies = ["--checkpoints.remote", place]
     assert run("whole") == 0
@@ -274,6 +287,7 @@ def test_on_an_empty_disk_it_goes_on_from_the_bucket(run, bucket, place, tmp_pat
     assert lines and all(line["checkpoint/upload_seconds"] > 0 for line in lines)
 
 
+@pytest.mark.slow
 def test_killed_as_it_had_fetched_a_checkpoint(run, place, tmp_path):
     """Its folder holds checkpoints and nothing that says what run it is."""
     copies = ["--checkpoints.remote", place]
@@ -292,6 +306,7 @@ def test_killed_as_it_had_fetched_a_checkpoint(run, place, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_what_is_damaged_here_comes_from_the_bucket(run, place, tmp_path, capsys):
     assert run("whole") == 0
     assert run("parts", "--checkpoints.remote", place, stop_at=6) == 143
@@ -303,6 +318,7 @@ def test_what_is_damaged_here_comes_from_the_bucket(run, place, tmp_path, capsys
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_damaged_copy_gives_way_to_the_one_before(run, bucket, place, tmp_path, capsys):
     assert run("whole") == 0
     assert run("parts", "--checkpoints.remote", place, stop_at=12) == 143
@@ -314,6 +330,7 @@ def test_a_damaged_copy_gives_way_to_the_one_before(run, bucket, place, tmp_path
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["the newest", "that one"])
 def test_a_run_goes_on_from_a_url(run, place, tmp_path, which):
     assert run("whole") == 0
@@ -325,12 +342,14 @@ def test_a_run_goes_on_from_a_url(run, place, tmp_path, which):
         run("other", "--training.resume_from_checkpoint", f"{place}/nowhere")
 
 
+@pytest.mark.slow
 def test_other_settings_than_those_of_the_copy_are_refused(run, place, tmp_path):
     assert run("first", "--checkpoints.remote", place, stop_at=6) == 143
     with pytest.raises(UserError, match=r"was made with other settings \(training.seed was 0, is 1\)"):
         run("second", "--checkpoints.remote", place, "--training.seed", "1")
 
 
+@pytest.mark.slow
 def test_what_could_not_be_uploaded_stays_and_is_said(run, proxy, place, tmp_path, capsys):
     assert run("whole") == 0
     proxy.fault = after_the_check("403")
@@ -344,6 +363,7 @@ def test_what_could_not_be_uploaded_stays_and_is_said(run, proxy, place, tmp_pat
     assert checkpoints_in(tmp_path / "stopped") and proxy.injected["403"] > 2
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_anew_needs_a_place_of_its_own(run, place, tmp_path):
     """The steps of the earlier run would be the newest of it for ever."""
     assert run("first", "--checkpoints.remote", place, stop_at=6) == 143
@@ -363,6 +383,7 @@ def test_a_bucket_without_access_is_told_before_training(run, proxy, place, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_upload_does_not_hold_the_training_up(run, proxy, place, tmp_path):
     """All of the training's steps are done while the bucket takes nothing at all."""
     gate = threading.Event()

@@ -34,6 +34,7 @@ def all_types(mixture_config, task_files):
     return mixture_config
 
 
+@pytest.mark.slow
 def test_losses_are_the_same(train, all_types, tmp_path):
     usual = train()
     static = train(*STATIC, "--training.output_dir", str(tmp_path / "static"))
@@ -56,6 +57,7 @@ def test_predictions_are_the_same(make, max_tokens):
             np.testing.assert_allclose(static[row][:tokens], usual[row][:tokens], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_two_processes_too(train, program, mixture_config, write_config, tmp_path):
     usual = train()
     folder = tmp_path / "two"
@@ -141,6 +143,7 @@ def fsdp():
     return {name: value for name, value in prepare_multi_gpu_env(args).items() if name.startswith(names)}
 
 
+@pytest.mark.slow
 def test_fsdp_in_bf16(train, fsdp, program, mixture_config, write_config, tmp_path):
     mixture_config["training"]["max_steps"] = 2
     usual, folder = train(), tmp_path / "fsdp"
@@ -151,6 +154,7 @@ def test_fsdp_in_bf16(train, fsdp, program, mixture_config, write_config, tmp_pa
     np.testing.assert_allclose(losses_and_norms(folder), losses_and_norms(usual), rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_fsdp_shares_out_what_is_a_tasks_own(train, fsdp, program, mixture_config, write_config, tmp_path):
     """Adapters within layers that are shared out, and a number for each task, too small to be cut in two."""
     options = ["--adapters.rank", "4", "--training.loss_balancing", "uncertainty"]
@@ -162,6 +166,7 @@ def test_fsdp_shares_out_what_is_a_tasks_own(train, fsdp, program, mixture_confi
     np.testing.assert_allclose(losses_and_norms(folder), losses_and_norms(usual), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_fsdp_makes_the_update_of_one_process(train, fsdp, program, mixture_config, write_config, tmp_path):
     """Each of two processes keeps a half of the weights; stopped half-way, one process alone can go on, and they can."""
     mixture_config["training"] |= {"save_steps": 3, "save_total_limit": None}

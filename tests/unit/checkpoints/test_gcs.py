@@ -254,6 +254,7 @@ def test_a_folder_is_mirrored(proxy, bucket, place, tmp_path):
     assert names(bucket) == ["runs/a/report/img/a.svg", "runs/a/report/index.html"]
 
 
+@pytest.mark.slow
 def test_old_checkpoints_go(bucket, place, tmp_path):
     for step in (100, 200, 300, 400, 500):
         upload_checkpoint(make_checkpoint(tmp_path, step), place)
@@ -356,6 +357,7 @@ def test_a_server_that_damages_everything_gets_no_checkpoint(proxy, bucket, plac
     assert list_checkpoints(place) == []
 
 
+@pytest.mark.slow
 @pytest.mark.drill
 def test_many_faults(proxy, place, tmp_path, drill):
     """Uploads and downloads through a network in which a third of all requests goes wrong."""

@@ -144,6 +144,7 @@ def test_closing_without_a_checkpoint(uploader):
     assert uploader.close(5)
 
 
+@pytest.mark.slow
 def test_a_process_exits_while_an_upload_hangs(proxy, held, place, tmp_path):
     folder = make_checkpoint(tmp_path, 1)
     code = (
@@ -158,6 +159,7 @@ def test_a_process_exits_while_an_upload_hangs(proxy, held, place, tmp_path):
     held.set()
 
 
+@pytest.mark.slow
 @pytest.mark.drill
 def test_memory_does_not_grow_with_the_checkpoint(proxy, place, tmp_path, drill):
     megabytes = drill(200, 500)

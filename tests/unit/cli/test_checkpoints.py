@@ -107,6 +107,7 @@ def test_mistakes(place, tmp_path, capsys):
     assert f"error: --output: {tmp_path}/file/under cannot be written: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_command(tmp_path):
     make_checkpoint(tmp_path / "checkpoints", 5)
     command = [sys.executable, "-W", "error", "-m", "multitask.checkpoint", "verify", str(tmp_path)]

@@ -214,6 +214,7 @@ def test_permute_at_some_positions_equals_the_whole():
     assert permute(np.array([999, 0, 512]), 1000, 7).tolist() == whole[[999, 0, 512]].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [5, 24, 100])
 def test_permute_sends_every_position_anywhere(size):
     keys = 4000

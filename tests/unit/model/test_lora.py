@@ -451,6 +451,7 @@ LORA = ["--adapters.rank", "4", "--training.learning_rate", "1e-2"]
 NOTHING = ["--training.max_steps", "1", "--training.warmup_ratio", "0.9"]
 
 
+@pytest.mark.slow
 def test_a_run_changes_adapters_and_heads_and_nothing_else(train, encoders, tmp_path, monkeypatch):
     models = []
     build = run_multitask.build_model
@@ -471,6 +472,7 @@ def test_a_run_changes_adapters_and_heads_and_nothing_else(train, encoders, tmp_
             assert [name for name in same if (task, name) != ("choice", "classifier.bias")] == []
 
 
+@pytest.mark.slow
 def test_an_idle_adapter_is_not_touched(train, mixture_config, tmp_path):
     mixture_config["mixture"] = {"sampling": "weights", "weights": {"similar": 1, "animal": 0, "choice": 1}}
     scope = ["--adapters.scope", "both"]
@@ -498,6 +500,7 @@ def assert_same_export(first: Path, second: Path) -> None:
     assert compared > 3 * 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SCOPES)
 def test_several_passes_make_the_update_of_one(train, tmp_path, scope):
     options = [*LORA, "--adapters.scope", scope]
@@ -507,6 +510,7 @@ def test_several_passes_make_the_update_of_one(train, tmp_path, scope):
     assert_same_export(one, several)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_update_of_one(mixture_config, write_config, train, program, tmp_path):
     """Steps without any row of a task, devices without a row of one, several passes, gradient checkpointing."""
     mixture_config["mixture"] = {"sampling": "weights", "weights": {"similar": 0.05, "animal": 0.3, "choice": 0.65}}
@@ -521,6 +525,7 @@ def test_two_processes_make_the_update_of_one(mixture_config, write_config, trai
     assert_same_export(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [[], [*LORA, "--adapters.scope", "both", "--adapters.dropout", "0.2"]])
 def test_gradient_checkpointing_changes_nothing_in_a_run(train, tmp_path, adapters):
     dropout = ["--model.dropout", "0.1", "--training.max_tokens_per_pass", "100"]
@@ -529,6 +534,7 @@ def test_gradient_checkpointing_changes_nothing_in_a_run(train, tmp_path, adapte
     np.testing.assert_array_equal(curve(plain), curve(train(*adapters, *dropout, *options)))
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_needs_its_context(train, tmp_path, monkeypatch):
     """The test above can fail: without it, layers are computed again with the adapter of the step's last task."""
     plain = train(*LORA)
@@ -543,6 +549,7 @@ def test_gradient_checkpointing_needs_its_context(train, tmp_path, monkeypatch):
     assert not np.allclose(curve(plain)[:, 1], curve(broken)[:, 1], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_bf16_is_close_to_fp32(mixture_config, write_config, train, program, tmp_path):
     options = [*LORA, "--adapters.scope", "both", "--training.gradient_checkpointing", "true"]
     full = train(*options)
@@ -583,6 +590,7 @@ def test_a_run_starts_from_what_another_exported(train, tmp_path):
         assert torch.equal(after[name].chunk(2, 0 if "lora_A" in name else 1)[1], tensor)
 
 
+@pytest.mark.slow
 def test_a_few_examples_are_learned_by_heart(train):
     options = ["--adapters.rank", "8", "--training.learning_rate", "1e-2", "--training.max_steps", "200"]
     few = [part for task in TASKS for part in (f"--tasks.{task}.max_train_examples", "4")]

@@ -23,6 +23,7 @@ def test_all_families_are_here():
     assert len(FAMILIES) == 9
 
 
+@pytest.mark.slow
 def test_fsdp_is_told_the_layers_of_every_family(make):
     """By the name that Accelerate looks for, where a launch configuration names none."""
     found = {family: ", ".join(make(family, ["animal"])[0]._no_split_modules) for family in FAMILIES}
@@ -39,6 +40,7 @@ def test_fsdp_is_told_the_layers_of_every_family(make):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_encoder_serves_all_types_of_tasks(make, family):
     model, tasks, tokenizer = make(family, ALL_TASKS)

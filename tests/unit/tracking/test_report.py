@@ -168,6 +168,7 @@ def test_a_browser_shows_the_page_without_complaint_or_request(tmp_path, look):
 # -- the whole program -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_report_that_is_the_same_after_a_resume(train, mixture_config, tmp_path):
     mixture_config["training"] |= {"eval_steps": 3, "save_steps": 3, "save_total_limit": None}
     folder = train()
@@ -190,6 +191,7 @@ def section_of(html, name):
     return html.split(f'<section id="{name}">')[1].split("</section>")[0]
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_stops_nothing(train, tmp_path, capsys, mixture_config):
     mixture_config["training"]["eval_steps"] = 3
     (tmp_path / "run").mkdir()

@@ -65,6 +65,7 @@ def begin(names, folder, history=(), told=None):
     return Trackers(names, "tests", folder, "abcd1234", {"training": {"seed": 1}}, history, tell)
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_records_offline_and_says_how_to_upload(tmp_path):
     told = []
     begin(["wandb"], tmp_path / "run", HISTORY, told).finish()
@@ -97,6 +98,7 @@ def test_wandb_begins_anew_with_all_that_is_known(tmp_path):
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_service_that_is_away_ends_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
@@ -120,6 +122,7 @@ def wandb_server(monkeypatch):
     server.server.shutdown()
 
 
+@pytest.mark.slow
 def test_wandb_online_is_sent_what_the_server_lacks(tmp_path, wandb_server):
     first = begin(["wandb"], tmp_path / "run", HISTORY[:1])
     first.log(6, {"train/loss": 0.4})  # after the checkpoint; then the process ends
@@ -232,6 +235,7 @@ def test_what_is_shared_names_no_home_and_no_password(monkeypatch):
 # -- the whole program -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_resumed_has_every_point_once(mixture_config, write_config, tmp_path):
     folder = tmp_path / "run"
     mixture_config["training"] |= {"max_steps": 400, "save_steps": 5, "eval_steps": 10, "dataloader_num_workers": 1}

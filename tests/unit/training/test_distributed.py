@@ -46,6 +46,7 @@ def test_the_first_version_of_fsdp(monkeypatch):
         start_accelerator()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
 def test_on_a_cpu_memory_that_was_freed_is_used_again():
     """Tensors of 40 MB, one after the other: by default the kernel hands their pages out every time.

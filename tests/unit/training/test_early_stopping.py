@@ -132,6 +132,7 @@ STOPPED = ["--tasks.animal.patience", "1"]
 
 # Looks for a signal come once a step and before each task of an evaluation: 2 steps and 3 tasks are 5 looks. So 7 is
 # the step of the stop, 8 to 10 are in its evaluation, and the signals before and after it come around step 3 and 5.
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop_at", "adapters"), [(3, 0), (7, 0), (8, 1), (10, 0), (11, 0), (12, 1), (16, 0)])
 def test_killed_before_or_after_a_stop_is_never_killed(run, mixture_config, tmp_path, stop_at, adapters):
     if adapters:
@@ -168,6 +169,7 @@ def test_a_stopped_task_stands_still_and_the_others_get_its_examples(run, tmp_pa
     assert "- Steps: 10\n" in (tmp_path / "run" / "export" / "choice" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_background_workers_and_several_passes_stop_alike(
     run, mixture_config, write_config, program, tmp_path
 ):
@@ -185,6 +187,7 @@ def test_two_processes_background_workers_and_several_passes_stop_alike(
     assert stopped == [{"animal": 4}] * 4
 
 
+@pytest.mark.slow
 def test_when_the_last_task_stops_the_run_is_done(run, mixture_config, tmp_path, capsys):
     for task in mixture_config["tasks"].values():
         task["patience"] = 1
@@ -218,6 +221,7 @@ def exported_step(folder: Path) -> int:
 BEST = ["--training.load_best_model_at_end", "true", "--training.metric_for_best_model", "similar/pearson"]
 
 
+@pytest.mark.slow
 def test_the_best_model_is_exported(run, tmp_path, capsys):
     assert run("last", "--training.save_steps", "null") == 0
     assert exported_step(tmp_path / "last") == 10
@@ -238,6 +242,7 @@ def test_the_best_model_is_exported(run, tmp_path, capsys):
     assert final_state(tmp_path / "best").best == {"step": 2, "similar/pearson": values[2]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [6, 13])
 def test_a_run_that_goes_on_exports_the_same_best(run, tmp_path, stop_at):
     assert run("whole", *BEST) == 0
@@ -247,6 +252,7 @@ def test_a_run_that_goes_on_exports_the_same_best(run, tmp_path, stop_at):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_the_best_comes_from_the_bucket_to_an_empty_disk(run, place, tmp_path, capsys):
     copies = [*BEST, "--checkpoints.remote", place, "--training.save_total_limit", "1", "--training.save_steps", "1"]
     assert run("whole", *BEST) == 0
@@ -260,6 +266,7 @@ def test_the_best_comes_from_the_bucket_to_an_empty_disk(run, place, tmp_path, c
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["damaged", "not copied"])
 def test_a_best_that_is_lost_gives_way_to_a_later_one(run, place, tmp_path, capsys, how):
     copies = ["--checkpoints.remote", place, "--training.save_steps", "1"] if how == "not copied" else []
@@ -277,6 +284,7 @@ def test_a_best_that_is_lost_gives_way_to_a_later_one(run, place, tmp_path, caps
     assert exported_step(tmp_path / "parts") == final_state(tmp_path / "parts").best["step"] > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["a folder", "a place", "a copy"])
 def test_the_best_beside_the_checkpoint_of_another_run_is_found(run, place, tmp_path, where):
     assert run("first", *BEST, stop_at=13) == 143
@@ -288,6 +296,7 @@ def test_the_best_beside_the_checkpoint_of_another_run_is_found(run, place, tmp_
     assert exported_step(tmp_path / "other") == 2
 
 
+@pytest.mark.slow
 def test_a_head_may_learn_at_a_rate_of_its_own(run, mixture_config, tmp_path):
     """How far AdamW's first step moves a weight is proportional to the rate."""
     one_step = ["--training.max_steps", "1", "--training.warmup_ratio", "0", "--training.weight_decay", "0"]
@@ -357,6 +366,7 @@ def test_what_changes_the_result_is_refused_by_a_run_that_goes_on(run, tmp_path,
     assert said in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_resolved_configuration_repeats_a_run_with_everything(run, mixture_config, tmp_path):
     mixture_config["mixture"] = {"sampling": "unimax", "max_epochs": 0.6}
     assert run("run", *STOPPED, *BEST, "--tasks.choice.learning_rate", "2e-3") == 0

@@ -285,6 +285,7 @@ def assert_same_numbers(one, other):
             assert first == pytest.approx(second, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["static", "uncertainty", "famo"])  # size_of_label_space is static with factors
 def test_passes_and_processes_make_no_difference(mixture_config, write_config, train, program, tmp_path, method):
     mixture_config["mixture"] = UNEVEN
@@ -314,6 +315,7 @@ def test_passes_and_processes_make_no_difference(mixture_config, write_config, t
     assert len({line["train/choice/loss_weight"] for line in counted}) == (0 if method == "static" else 8)
 
 
+@pytest.mark.slow
 def test_two_processes_in_bfloat16(mixture_config, write_config, program, tmp_path):
     config = ["--config", write_config(mixture_config), *OPTIONS, "--training.max_steps", "3"]
     config += ["--training.loss_balancing", "famo", "--training.max_tokens_per_pass", "200"]
@@ -328,6 +330,7 @@ def test_two_processes_in_bfloat16(mixture_config, write_config, program, tmp_pa
     assert [line["step"] for line in logged(tmp_path / "2", "agreement/")] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["static", *METHODS])
 def test_stopped_and_resumed_is_never_stopped(run, mixture_config, tmp_path, method):
     mixture_config["mixture"] = UNEVEN
