@@ -30,7 +30,7 @@ class Uploader:
         self.url, self._keep, self._warn = url, keep, warn
         self._changed = Condition()  # guards what follows
         self._waiting: Path | None = None
-        self._running: Path | None = None
+        self.running: Path | None = None  # what is being copied
         self._pending: Path | None = None  # the last one submitted, until it is copied
         self._seconds: dict[int, float] = {}
         Thread(target=self._run, name="uploads", daemon=True).start()
@@ -48,7 +48,7 @@ class Uploader:
     def busy(self) -> set[Path]:
         """The folders that are still to be read: they may not be deleted."""
         with self._changed:
-            return {folder for folder in (self._running, self._pending) if folder}
+            return {folder for folder in (self.running, self._pending) if folder}
 
     def report(self, log: Callable[[int, dict[str, float]], object]) -> None:
         """Logs how long each copy took that was completed since the last report: with its step, in seconds."""
@@ -64,10 +64,10 @@ class Uploader:
             Whether it is in the bucket (or none was submitted). If not, threads may still be sending.
         """
         with self._changed:
-            if self._pending != self._running:
+            if self._pending != self.running:
                 self._waiting = self._pending
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not (self._waiting or self._running), timeout_seconds)
+            self._changed.wait_for(lambda: not (self._waiting or self.running), timeout_seconds)
             return not self._pending
 
     def _run(self) -> None:
@@ -75,7 +75,7 @@ class Uploader:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
                 folder, self._waiting = self._waiting, None
-                self._running = folder
+                self.running = folder
             assert folder
             try:
                 doing = f"copying {folder}"
@@ -85,7 +85,7 @@ class Uploader:
             except Exception as error:
                 self._warn(f"{self.url}: {doing} failed: {first_line(error)}")
             with self._changed:
-                self._running = None
+                self.running = None
                 self._changed.notify_all()
 
     def _copy(self, folder: Path) -> None:

@@ -42,20 +42,20 @@ class Plan:
         assert all(sum(shares.values()) == 1 and shares.keys() == first_shares.keys() for _, shares in stretches)
         self.batch_size = batch_size
         self.before = dict(before or dict.fromkeys(first_shares, 0))
-        self._starts = [step for step, _ in stretches]
-        self._shares = [shares for _, shares in stretches]
+        self.starts = [step for step, _ in stretches]
+        self.stretch_shares = [shares for _, shares in stretches]
         self._planned = [dict.fromkeys(first_shares, Fraction(0))]  # since the plan began, where each stretch begins
-        for index, start in enumerate(self._starts[1:]):
+        for index, start in enumerate(self.starts[1:]):
             self._planned.append(
                 {
-                    task: n + self._shares[index][task] * self._examples(index, start)
+                    task: n + self.stretch_shares[index][task] * self._examples(index, start)
                     for task, n in self._planned[-1].items()
                 }
             )
         self.tasks = [task for task, share in self.mean_shares().items() if share]
-        rarest = min(shares[task] for task in self.tasks for shares in self._shares)
+        rarest = min(shares[task] for task in self.tasks for shares in self.stretch_shares)
         self._lines: list[dict] = []
-        self._paths: dict[str, list[tuple[Tree, bool]]] | None = None
+        self.paths: dict[str, list[tuple[Tree, bool]]] | None = None
         if rarest * batch_size >= 1:
             self._lay_floors()
         else:
@@ -63,42 +63,42 @@ class Plan:
 
     def most_share(self, task: str) -> Fraction:
         """The largest of a task's shares."""
-        return max(shares[task] for shares in self._shares)
+        return max(shares[task] for shares in self.stretch_shares)
 
     def mean_shares(self) -> dict[str, Fraction]:
         """The mean over the stretches."""
-        return {task: sum(s[task] for s in self._shares) / Fraction(len(self._shares)) for task in self.before}
+        return {task: sum(s[task] for s in self.stretch_shares) / Fraction(len(self.stretch_shares)) for task in self.before}
 
     def planned(self, task: str, step: int) -> Fraction:
         """How many examples `task` should have been given before a step, exactly."""
-        index = bisect_right(self._starts, step) - 1
-        since = self._planned[index][task] + self._shares[index][task] * self._examples(index, step)
+        index = bisect_right(self.starts, step) - 1
+        since = self._planned[index][task] + self.stretch_shares[index][task] * self._examples(index, step)
         return self.before[task] + since
 
     def given(self, task: str, step: int) -> int:
         """How many examples `task` has been given before a step, which is none before the plan."""
-        index = bisect_right(self._starts, step) - 1
+        index = bisect_right(self.starts, step) - 1
         lines = self._lines[index]
-        if self._paths is None:
+        if self.paths is None:
             examples = self._examples(index, step)
             return self.before[task] + _floor(lines[task][1], examples) - _floor(lines[task][0], examples)
         return self.before[task] + self._down_the_tree(task, lines, self._examples(0, step))
 
     def _down_the_tree(self, task: str, lines: Mapping, count: int) -> int:
-        if self._paths is None or task not in self._paths:
+        if self.paths is None or task not in self.paths:
             return 0
-        for node, is_left in self._paths[task]:
+        for node, is_left in self.paths[task]:
             left = _floor(lines[node], count)
             count = left if is_left else count - left
         return count
 
     def _examples(self, index: int, step: int) -> int:
         """Of all tasks, from the beginning of a stretch up to a step."""
-        return self.batch_size * (step - self._starts[index])
+        return self.batch_size * (step - self.starts[index])
 
     def _lay_floors(self) -> None:
         """For each stretch and task C_(t-1) and C_t as lines over the examples of all tasks since it began."""
-        for shares, planned in zip(self._shares, self._planned, strict=True):
+        for shares, planned in zip(self.stretch_shares, self._planned, strict=True):
             at_start, slope = Fraction(0), Fraction(0)
             lines = {}
             for task in shares:
@@ -111,11 +111,11 @@ class Plan:
         """For each stretch and node what its left half has, as a line over what the node has since the plan began."""
         mean = self.mean_shares()
         tree = _huffman({task: mean[task] for task in self.tasks})
-        self._paths = dict(_paths(tree))
-        nodes = list(dict.fromkeys(node for path in self._paths.values() for node, _ in path))
+        self.paths = dict(_paths(tree))
+        nodes = list(dict.fromkeys(node for path in self.paths.values() for node, _ in path))
         left, at = dict.fromkeys(nodes, Fraction(0)), dict.fromkeys(nodes, 0)  # where the last stretch began
         slope = dict.fromkeys(nodes, Fraction(0))
-        for start, shares in zip(self._starts, self._shares, strict=True):
+        for start, shares in zip(self.starts, self.stretch_shares, strict=True):
             examples, lines_before = self._examples(0, start), self._lines[-1] if self._lines else {}
             counts = {
                 task: self._down_the_tree(task, lines_before, examples) if examples else 0 for task in self.tasks

@@ -83,12 +83,11 @@ def test_at_the_end_the_best_is_there_too(uploader, bucket, place, tmp_path):
 
 def test_a_slow_bucket_gets_the_newest(uploader, held, place, tmp_path):
     folders = [make_checkpoint(tmp_path, step) for step in (1, 2, 3, 4)]
-    start = time.monotonic()
     uploader.submit(folders[0])
-    wait_until(lambda: uploader.busy() == {folders[0]} and not uploader._waiting)
+    wait_until(lambda: uploader.running == folders[0])
     for folder in folders[1:]:
         uploader.submit(folder)
-    assert time.monotonic() - start < 10 and not held.is_set()
+    assert not held.is_set()  # nothing has waited for the bucket
     assert uploader.busy() == {folders[0], folders[3]}  # the others may be deleted
     held.set()
     assert uploader.close(20)
@@ -102,9 +101,7 @@ def test_a_slow_bucket_gets_the_newest(uploader, held, place, tmp_path):
 def test_closing_does_not_wait_for_ever(uploader, held, place, tmp_path):
     folder = make_checkpoint(tmp_path, 1)
     uploader.submit(folder)
-    start = time.monotonic()
-    assert not uploader.close(0.3)
-    assert 0.3 <= time.monotonic() - start < 5
+    assert not uploader.close(0.3)  # while the bucket is held
     assert uploader.busy() == {folder} and list_checkpoints(place) == []
     held.set()
     assert uploader.close(20) and list_checkpoints(place) == [1]
@@ -114,7 +111,7 @@ def test_an_error_is_a_warning_and_closing_tries_again(uploader, proxy, place, w
     proxy.fault = lambda method, path: "403" if "/upload/" in path else None
     folder = make_checkpoint(tmp_path, 1)
     uploader.submit(folder)
-    wait_until(lambda: warnings and not uploader._running)
+    wait_until(lambda: warnings and not uploader.running)
     assert str(folder) in warnings[0] and "403" in warnings[0] and "\n" not in warnings[0]
     assert uploader.busy() == {folder}  # still wanted
     assert not uploader.close(20) and len(warnings) == 2
@@ -125,7 +122,7 @@ def test_an_error_is_a_warning_and_closing_tries_again(uploader, proxy, place, w
 def test_a_newer_one_makes_good_for_one_that_failed(uploader, proxy, place, warnings, tmp_path):
     proxy.fault = lambda method, path: "403" if "/upload/" in path else None
     uploader.submit(make_checkpoint(tmp_path, 1))
-    wait_until(lambda: warnings and not uploader._running)
+    wait_until(lambda: warnings and not uploader.running)
     proxy.fault = lambda method, path: None
     uploader.submit(make_checkpoint(tmp_path, 2))
     assert uploader.close(20) and list_checkpoints(place) == [2] and len(warnings) == 1

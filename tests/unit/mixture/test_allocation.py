@@ -45,7 +45,7 @@ def test_any_shares_stay_near_their_plan():
         for _ in range(8):
             sizes = {str(task): int(10 ** rng.uniform(0, 6)) for task in range(number)}
             plan = Plan([(0, sampling_shares("proportional", sizes))], number)
-            assert plan._paths is not None
+            assert plan.paths is not None
             worst[number] = max(worst.get(number, 0), furthest(plan, range(300)))
     assert len(worst) == 6
     assert worst[2] <= 0.5 and worst[3] < 1 and max(worst.values()) < 2
@@ -54,13 +54,13 @@ def test_any_shares_stay_near_their_plan():
 def test_shares_that_change_are_met_as_exactly():
     sampling = Sampling(SIZES, 32, 700, "temperature", temperature=1, final_temperature=20)
     (plan,) = sampling.plans({})
-    assert len(plan._starts) == 100
+    assert len(plan.starts) == 100
     assert furthest(plan, range(0, 900)) < 1
     # The tasks' exact examples, added up step by step.
     added = dict.fromkeys(SIZES, Fraction(0))
     for step in range(700):
         for task in SIZES:
-            added[task] += 32 * plan._shares[min(99, max(i for i in range(100) if plan._starts[i] <= step))][task]
+            added[task] += 32 * plan.stretch_shares[min(99, max(i for i in range(100) if plan.starts[i] <= step))][task]
     assert added == {task: plan.planned(task, 700) for task in SIZES}
     begin, end = (sampling_shares("temperature", SIZES, temperature=t) for t in (1, 20))
     for task in SIZES:
@@ -72,7 +72,7 @@ def test_shares_that_change_are_met_as_exactly():
 
 def test_rare_tasks_with_shares_that_change():
     (plan,) = Sampling(GLUE, 32, 2000, "temperature", temperature=1, final_temperature=5).plans({})
-    assert plan._paths is not None
+    assert plan.paths is not None
     assert furthest(plan, range(0, 2100)) < 2
 
 

@@ -90,11 +90,11 @@ def test_what_the_sizes_do_not_allow(options, said):
 
 def test_a_changing_temperature_begins_and_ends_where_it_should():
     plan = Sampling(SIZES, 10, 50, "temperature", temperature=1, final_temperature=4, cap=5000).plans({})[0]
-    assert plan._starts == list(range(50))
+    assert plan.starts == list(range(50))
     ends = [sampling_shares("temperature", SIZES, temperature=t, cap=5000) for t in (1, 4)]
-    for of_plan, expected in zip((plan._shares[0], plan._shares[-1]), ends, strict=True):
+    for of_plan, expected in zip((plan.stretch_shares[0], plan.stretch_shares[-1]), ends, strict=True):
         assert {t: float(s) for t, s in of_plan.items()} == pytest.approx({t: float(s) for t, s in expected.items()})
-    small = [shares["a"] for shares in plan._shares]
+    small = [shares["a"] for shares in plan.stretch_shares]
     assert small == sorted(small) and len(set(small)) == 50
     one_step = Sampling(SIZES, 10, 1, "temperature", temperature=1, final_temperature=4).plans({"a": 1})
     assert len(one_step) == 2

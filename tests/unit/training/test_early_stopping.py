@@ -188,6 +188,23 @@ def test_two_processes_background_workers_and_several_passes_stop_alike(
 
 
 @pytest.mark.slow
+def test_the_last_steps_are_logged_if_all_tasks_stop(run, mixture_config, tmp_path):
+    """Also if the run is interrupted in the evaluation that stops them, and goes on."""
+    mixture_config["training"]["logging_steps"] = 7
+    for task in mixture_config["tasks"].values():
+        task |= {"patience": 1, "metrics": []}
+    assert run("run") == 0
+    last = final_state(tmp_path / "run")
+    logged = {line["step"]: line for line in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line}
+    assert last.step < 10 and last.step % 7 and set(logged) == {*range(7, last.step, 7), last.step}
+    assert logged[last.step]["train/grad_norm"] > 0 and last.window["steps"] == 0
+    looks = last.step + 3 * (last.step // 2 - 1) + 2  # in the last evaluation, before its second task
+    assert run("parts", stop_at=looks) == 143
+    assert run("parts") == 0
+    assert_same_run(tmp_path / "run", tmp_path / "parts")
+
+
+@pytest.mark.slow
 def test_when_the_last_task_stops_the_run_is_done(run, mixture_config, tmp_path, capsys):
     for task in mixture_config["tasks"].values():
         task["patience"] = 1
