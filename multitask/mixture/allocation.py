@@ -67,7 +67,8 @@ class Plan:
 
     def mean_shares(self) -> dict[str, Fraction]:
         """The mean over the stretches."""
-        return {task: sum(s[task] for s in self.stretch_shares) / Fraction(len(self.stretch_shares)) for task in self.before}
+        number = Fraction(len(self.stretch_shares))
+        return {task: sum(s[task] for s in self.stretch_shares) / number for task in self.before}
 
     def planned(self, task: str, step: int) -> Fraction:
         """How many examples `task` should have been given before a step, exactly."""

@@ -60,7 +60,9 @@ def test_shares_that_change_are_met_as_exactly():
     added = dict.fromkeys(SIZES, Fraction(0))
     for step in range(700):
         for task in SIZES:
-            added[task] += 32 * plan.stretch_shares[min(99, max(i for i in range(100) if plan.starts[i] <= step))][task]
+            added[task] += (
+                32 * plan.stretch_shares[min(99, max(i for i in range(100) if plan.starts[i] <= step))][task]
+            )
     assert added == {task: plan.planned(task, 700) for task in SIZES}
     begin, end = (sampling_shares("temperature", SIZES, temperature=t) for t in (1, 20))
     for task in SIZES:
