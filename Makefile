@@ -40,7 +40,7 @@ run-local: .venv/.installed ## Train a mixture on this machine: CONFIG=configs/â
 test: .venv/.installed ## Run the tests; those on real data need MULTITASK_DATA_ROOT
 	$(BIN)/python -m pytest
 
-test-fast: .venv/.installed ## The tests without whole runs, about a minute
+test-fast: .venv/.installed ## The tests without whole runs, about two minutes
 	$(BIN)/python -m pytest -m "not slow"
 
 drill: .venv/.installed ## Kill runs, damage checkpoints and disturb uploads by the hundred, and print the counts
