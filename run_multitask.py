@@ -294,11 +294,11 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         started = time.perf_counter()
     log.bar.close()
     if is_stopped:
-        status = checkpoints.close(128 + (stop_signal() or signal.SIGTERM), log.log)
+        checkpoints.wait()
         accelerator.print(
             f"stopped by a signal; step {state.step} of {max_steps} is saved in {folder / 'checkpoints'}"
         )
-        return status
+        return checkpoints.close(128 + (stop_signal() or signal.SIGTERM), log.log)
 
     # -- what remains: a table, and one ordinary model per task -------------------------------------------------------
 

@@ -127,6 +127,10 @@ class CheckpointManager:
         export_run(model, self.tasks, self.tokenizer, self.config, run, folder, merge)
         print(f"\nOne model per task in {folder}; the numbers in {self.folder / 'metrics.json'}")
 
+    def wait(self) -> None:
+        """Waits until the last checkpoint is on the disk, and raises what went wrong in writing it."""
+        self.writer.wait()
+
     def close(self, status: int, log: Log, *folders: Path) -> int:
         """Waits until all is written and uploaded.
 

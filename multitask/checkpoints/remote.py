@@ -102,19 +102,23 @@ def download_checkpoint(url: str, step: int, folder: Path, only: Collection[str]
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with clear_errors(url, "storage.objects.get", f"it has no whole checkpoint of step {step}"):
-        bucket, prefix = open_url(url)
-        prefix += step_name(step) + "/"
-        fetch_file(bucket.blob(prefix + NAME), partial / NAME, lambda: read_manifest(partial))
-        manifest = read_manifest(partial)
-        if manifest["step"] != step:
-            raise ValueError(f"{url}/{step_name(step)}/{NAME} is that of step {manifest['step']}")
+    try:
+        with clear_errors(url, "storage.objects.get", f"it has no whole checkpoint of step {step}"):
+            bucket, prefix = open_url(url)
+            prefix += step_name(step) + "/"
+            fetch_file(bucket.blob(prefix + NAME), partial / NAME, lambda: read_manifest(partial))
+            manifest = read_manifest(partial)
+            if manifest["step"] != step:
+                raise ValueError(f"{url}/{step_name(step)}/{NAME} is that of step {manifest['step']}")
 
-        def fetch(name: str) -> None:
-            path, expected = partial / name, manifest["files"][name]
-            fetch_file(bucket.blob(prefix + name), path, lambda: verify_file(path, expected))
+            def fetch(name: str) -> None:
+                path, expected = partial / name, manifest["files"][name]
+                fetch_file(bucket.blob(prefix + name), path, lambda: verify_file(path, expected))
 
-        in_parallel(fetch, [name for name in manifest["files"] if only is None or name in only])
+            in_parallel(fetch, [name for name in manifest["files"] if only is None or name in only])
+    except BaseException:  # also of an interrupt: what is there in part helps nobody
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -102,6 +102,8 @@ def fetch(location: str, output: Path | None = None) -> Path:
         raise UserError(f"{location} is damaged: {damage}") from damage
     except OSError as error:
         raise UserError(f"--output: {output} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # after an error, nothing is left
     return output
 
 

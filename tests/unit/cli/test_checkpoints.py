@@ -85,10 +85,11 @@ def test_one_is_fetched_whole_or_not_at_all(run, harm, tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit, match="2"):
         main(["fetch", run, "--output", "third"])
     assert re.fullmatch(rf"error: {one(run, 1000)} is damaged: .*optimizer.safetensors.*\n", capsys.readouterr().err)
-    assert not (tmp_path / "third").exists()
+    assert not (tmp_path / "third").exists() and list(tmp_path.glob("*.partial")) == []
 
 
-def test_mistakes(place, tmp_path, capsys):
+def test_mistakes(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     for location, said in {
         str(tmp_path): f"there is no whole checkpoint in {tmp_path}",
@@ -105,6 +106,7 @@ def test_mistakes(place, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["fetch", str(tmp_path / "run"), "--output", str(tmp_path / "file" / "under")])
     assert f"error: --output: {tmp_path}/file/under cannot be written: " in capsys.readouterr().err
+    assert list(tmp_path.glob("*.partial")) == []  # nothing is left in the current folder
 
 
 @pytest.mark.slow
