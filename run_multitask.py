@@ -30,7 +30,7 @@ from multitask.cli.commands import OTHER_MODES
 from multitask.cli.console import plan, quiet_libraries, results_table
 from multitask.config.schema import TrainingConfig, to_yaml
 from multitask.data.loader import StepDataset, StepLoader
-from multitask.data.packing import Step, num_rows
+from multitask.data.packing import Step
 from multitask.errors import mistakes_in_one_line
 from multitask.evaluation.evaluate import Evaluator
 from multitask.mixture.mixture import Mixture
@@ -83,13 +83,14 @@ def task_loss_sums(
     tasks: Sequence[TaskData],
     accelerator: Accelerator,
     seed: int,
-    max_tokens: int | None,
+    apart: bool,
 ) -> dict[str, Tensor]:
-    """Each task's sum of losses over the examples of one pass of this process; `max_tokens` as of the model."""
+    """Each task's sum of losses over the examples of one pass of this process; `apart` as of the model."""
     begin_pass(stable_seed(seed, step, accelerator.process_index, index))  # seeds dropout
-    micro_batch = send_to_device(batch.passes[index], accelerator.device, non_blocking=True)
-    logits = model({name: of_task["inputs"] for name, of_task in micro_batch.items()}, max_tokens)
-    return {t.name: example_losses(t.type, logits[t.name], micro_batch[t.name]).sum() for t in tasks}
+    inputs, labels, _, is_row = send_to_device(batch.passes[index], accelerator.device, non_blocking=True)
+    logits = model(inputs, apart)
+    rows = is_row or {}
+    return {t.name: example_losses(t.type, logits[t.name], labels[t.name], rows.get(t.name)).sum() for t in tasks}
 
 
 def train_step(
@@ -102,7 +103,6 @@ def train_step(
     tasks: Sequence[TaskData],
     accelerator: Accelerator,
     training: TrainingConfig,
-    static_shapes: bool,
     stop_signal: Callable[[], int],
 ) -> StepOutput:
     """One update, the same on any number of passes and processes.
@@ -111,8 +111,7 @@ def train_step(
     """
     plain_model: MultitaskModel = accelerator.unwrap_model(model)
     is_measured = similarity.is_due(step)  # tasks are computed apart, gradients exchanged after all passes
-    max_tokens = None if static_shapes or is_measured else training.max_tokens_per_pass
-    own = {"tasks": tasks, "accelerator": accelerator, "seed": training.seed, "max_tokens": max_tokens}
+    own = {"tasks": tasks, "accelerator": accelerator, "seed": training.seed, "apart": is_measured}
     loss_sums = partial(task_loss_sums, step=step, batch=batch, model=model, **own)
     weighting.begin(batch.examples, len(batch.passes), loss_sums)
     totals, tokens_before = torch.zeros(len(tasks), device=accelerator.device), plain_model.computed_tokens
@@ -121,7 +120,7 @@ def train_step(
         is_exchanged = index == len(batch.passes) - 1 and not is_measured
         with nullcontext() if is_exchanged else accelerator.no_sync(model):
             sums = loss_sums(index)
-            terms = weighting.terms(sums, {name: num_rows(of_task) for name, of_task in micro_batch.items()})
+            terms = weighting.terms(sums, micro_batch.num_rows)
             if is_measured:
                 similarity.backward(terms)
             else:
@@ -270,7 +269,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step - 1) * group["scale"]
         output = train_step(
-            step, batch, model, optimizer, weighting, similarity, tasks, accelerator, training, static, stop_signal
+            step, batch, model, optimizer, weighting, similarity, tasks, accelerator, training, stop_signal
         )
         state.advance(step)
         seconds = time.perf_counter() - started

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import datasets
 import transformers
 
-from ..data.packing import num_graphs, static_lengths
+from ..data.static_shapes import num_graphs, static_lengths
 from ..mixture.mixture import Mixture
 from ..model.lora import SHARED
 from ..model.multitask import MultitaskModel

@@ -8,24 +8,25 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from ..mixture.mixture import Mixture, Rows
-from .packing import Batch, Step, collate, share_out, split_into_passes, split_statically, static_shape
+from .packing import Pass, Step, pack, share_out, split_into_passes
 from .split import Split
+from .static_shapes import split_statically, static_pass
 
 
 class StepDataset(Dataset[Step]):
     """The steps of a run as one device sees them; item s is step s, computed from s alone.
 
-    Each task's rows, ordered by length, are dealt out to the R devices in turns (`share_out`). What does not fit into
-    one pass is split into several, the same number on every device.
+    Each task's rows, ordered by length, are dealt out to the R devices in turns (`share_out`). A share that does not
+    fit into one pass is split into several, the same number on every device.
 
     Args:
         mixture: gives each step's rows.
         splits: training rows of each task.
         pad_token_id: fills `input_ids`.
-        max_tokens_per_pass: limit of padded tokens in a pass.
+        max_tokens_per_pass: limit of tokens in a pass; of padded ones with static shapes.
         num_devices: R.
         device: r.
-        static_shapes: whether passes hold one task each and have the few shapes of `static_shapes.py`.
+        static_shapes: whether passes hold one task each, in the few shapes of `static_shapes.py`.
     """
 
     def __init__(
@@ -51,19 +52,16 @@ class StepDataset(Dataset[Step]):
             tokens=sum(int(self.splits[task].tokens[r].sum()) for task, r in rows.items()),
         )
 
-    def _passes(self, shares: Sequence[Mapping[str, Rows]]) -> list[dict[str, Batch]]:
+    def _passes(self, shares: Sequence[Mapping[str, Rows]]) -> list[Pass]:
         plans = [split_into_passes(share, self.splits, self.max_tokens_per_pass) for share in shares]
         num_passes = max(len(plan) for plan in plans)
         own = plans[self.device] + [{}] * (num_passes - len(plans[self.device]))
-        return [
-            {task: collate(split, part.get(task, ()), self.pad_token_id) for task, split in self.splits.items()}
-            for part in own
-        ]
+        nothing = np.empty(0, np.int64)
+        return [pack({task: part.get(task, nothing) for task in self.splits}, self.splits) for part in own]
 
-    def _static_passes(self, shares: Sequence[Mapping[str, Rows]]) -> list[dict[str, Batch]]:
-        """The same in few shapes: a task has as many passes as the device with most of them needs, and at least one,
-        so that all devices call the same modules in the same order."""
-        nothing = {task: collate(split, (), self.pad_token_id) for task, split in self.splits.items()}
+    def _static_passes(self, shares: Sequence[Mapping[str, Rows]]) -> list[Pass]:
+        """A task has as many passes as the device with most of them needs, and at least one, so that all devices call
+        the same modules in the same order."""
         passes = []
         for task, split in self.splits.items():
             most = -(-self.mixture.most_rows(task) // self.num_devices)
@@ -71,9 +69,7 @@ class StepDataset(Dataset[Step]):
             for number in range(max(1, *(len(plan) for plan in plans))):
                 own = plans[self.device][number : number + 1]
                 rows = own[0] if own else np.empty(0, np.int64)
-                longest = int(split.length[rows].max(initial=0))
-                shape = static_shape(split, longest, most, self.max_tokens_per_pass)
-                passes.append({**nothing, task: collate(split, rows, self.pad_token_id, shape)})
+                passes.append(static_pass(self.splits, task, rows, self.pad_token_id, most, self.max_tokens_per_pass))
         return passes
 
 
@@ -98,6 +94,7 @@ class StepLoader:
             "num_workers": int(device != "cpu") if num_workers is None else num_workers,
             "pin_memory": device == "cuda",  # for faster copies
             "worker_init_fn": leave_signals_to_parent,
+            "collate_fn": as_it_is,
         }
 
     def use(self, mixture: Mixture, last: int) -> None:
@@ -122,6 +119,11 @@ class StepLoader:
                 yield done, step
                 if self.dataset.mixture is not mixture:
                     break
+
+
+def as_it_is(step: Step) -> Step:
+    """In place of PyTorch's `default_convert`, which makes tensors of what belongs on the host."""
+    return step
 
 
 def leave_signals_to_parent(worker: int) -> None:

@@ -1,80 +1,100 @@
-"""From the rows of a step to what one device computes: passes of padded tensors."""
+"""From the rows of a step to what one device computes: passes of packed sequences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from ..mixture.mixture import Rows
-from .split import NO_LABEL, Split
+from .split import NO_LABEL, Ragged, Split, ranges
 
-SHORTEST = 16  # below, a graph of its own saves nothing
-
-
-def static_lengths(split: Split) -> list[int]:
-    """Tokens to which a split's sequences are padded: powers of two, and the length of the longest."""
-    longest = int(split.length.max())
-    powers = [2**n for n in range(SHORTEST.bit_length() - 1, longest.bit_length())]
-    return [length for length in powers if length < longest] + [longest]
+Inputs = dict[str, Tensor]  # keyword arguments of a model: padded tensors of shape (rows, [choices,] tokens)
 
 
-def static_shape(split: Split, longest: int, most_rows: int, max_tokens: int) -> tuple[int, int]:
-    """The rows and the tokens of the sub-batch that a row travels in.
+class Span(NamedTuple):
+    """Where a task's sequences are among those of a packed pass.
 
     Args:
-        split: what the row is of.
-        longest: tokens of its longest sequence.
-        most_rows: as many as ever come together.
-        max_tokens: of one pass; a row that is longer by itself gets a pass of its own.
+        first: number of its first sequence.
+        num_rows: examples.
+        per_row: sequences in each of them; a row's sequences stand together.
     """
-    length = next(length for length in static_lengths(split) if length >= longest)
-    return max(1, min(most_rows, max_tokens // (length * split.sequences))), length
+
+    first: int
+    num_rows: int
+    per_row: int
+
+    @property
+    def sequences(self) -> slice:
+        """All its sequences."""
+        return slice(self.first, self.first + self.num_rows * self.per_row)
 
 
-def num_graphs(splits: Mapping[str, Split]) -> int:
-    """How many shapes the passes over these splits can have: lengths, summed over the tasks."""
-    return sum(len(static_lengths(split)) for split in splits.values())
+class Packed(NamedTuple):
+    """Sequences of several tasks one behind the other in a row of shape (1, tokens); there is no padding.
+
+    Args:
+        input_ids: shape (1, tokens).
+        token_type_ids: the same shape; None for encoders that have no types.
+        position_ids: the same shape; from 0 in each sequence.
+        cu_seqlens: where each sequence begins, and where the last one ends; int32, shape (sequences + 1,).
+        lengths: tokens of each sequence, on the host.
+        spans: of each task.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor | None
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    lengths: NDArray[np.int64]
+    spans: dict[str, Span]
+
+    def only(self, task: str) -> "Packed":
+        """The sequences of one task."""
+        span = self.spans[task]
+        first, last = int(self.lengths[: span.first].sum()), int(self.lengths[: span.sequences.stop].sum())
+        cu_seqlens = self.cu_seqlens[span.first : span.sequences.stop + 1]
+        return Packed(
+            self.input_ids[:, first:last],
+            None if self.token_type_ids is None else self.token_type_ids[:, first:last],
+            self.position_ids[:, first:last],
+            cu_seqlens - cu_seqlens[0],
+            self.lengths[span.sequences],
+            {task: span._replace(first=0)},
+        )
 
 
-# A batch of one task: "inputs", the keyword arguments of its model, and "labels"; with static shapes also "is_row",
-# false for the rows that fill it up.
-Batch = dict[str, dict[str, Tensor] | Tensor]
+class Pass(NamedTuple):
+    """One forward and backward on one device.
+
+    Args:
+        inputs: what the model is called with; with static shapes the padded inputs of each task.
+        labels: of each task: (rows,), or (rows, labels or tokens) with `NO_LABEL` behind the end of a sequence.
+        num_rows: examples of each task.
+        is_row: with static shapes, of each task: (rows,), false for rows that only fill up the shape.
+    """
+
+    inputs: Packed | dict[str, Inputs]
+    labels: dict[str, Tensor]
+    num_rows: dict[str, int]
+    is_row: dict[str, Tensor] | None = None
 
 
 class Step(NamedTuple):
     """What one device computes in one step.
 
     Args:
-        passes: for each forward and backward, a batch of every task; without rows where the pass has none of them.
+        passes: of this device.
         examples: examples of each task in the step, over all devices.
-        tokens: real tokens in the step, over all devices.
+        tokens: tokens in the step, over all devices, without padding.
     """
 
-    passes: list[dict[str, Batch]]
+    passes: list[Pass]
     examples: dict[str, int]
     tokens: int
-
-
-def split_statically(rows: Rows, split: Split, most_rows: int, max_tokens: int) -> list[Rows]:
-    """Cuts a task's rows into sub-batches of static shapes, longest first.
-
-    Args:
-        rows: shortest first.
-        split: of the task.
-        most_rows: as many as ever come together.
-        max_tokens: of one pass.
-    """
-    parts, remaining = [], rows[::-1]
-    while len(remaining):
-        fitting, _ = static_shape(split, int(split.length[remaining[0]]), most_rows, max_tokens)
-        parts.append(remaining[:fitting])
-        remaining = remaining[fitting:]
-    return parts
 
 
 def share_out(
@@ -82,8 +102,9 @@ def share_out(
 ) -> list[dict[str, Rows]]:
     """Deals out each task's rows to the devices in turns, so that all compute on about as many tokens.
 
-    What does not divide evenly goes to those that have the fewest tokens so far; the tasks with the longest rows come
-    first, so that the others can make up for them. Whose turn it is between equals changes from step to step.
+    In each turn, the longest row goes to the device with the fewest tokens so far, and so on. The tasks with the
+    longest rows come first, so that the others can make up for them. Which of two equal devices comes first changes
+    from step to step.
 
     Args:
         rows: of each task, shortest first.
@@ -94,18 +115,23 @@ def share_out(
     Returns:
         For each device its rows of each task, shortest first.
     """
-    shares: list[dict[str, Rows]] = [dict(rows) for _ in range(num_devices)]
+    if num_devices == 1:
+        return [dict(rows)]
+    shares: list[dict[str, list[int]]] = [{task: [] for task in rows} for _ in range(num_devices)]
     tokens = [0] * num_devices
-    for task in sorted(rows, key=lambda task: -padded_tokens(splits[task], rows[task][-1:])):
-        turns = sorted(range(num_devices), key=lambda d: (tokens[d], (d + step) % num_devices))
-        for turn, device in enumerate(turns):
-            shares[device][task] = rows[task][turn::num_devices]
-            tokens[device] += padded_tokens(splits[task], shares[device][task])
-    return shares
+    for task in sorted(rows, key=lambda task: -int(splits[task].tokens[rows[task][-1:]].sum())):
+        longest_first = rows[task][::-1]
+        of_rows = splits[task].tokens[longest_first].tolist()
+        for first in range(0, len(longest_first), num_devices):
+            turn = sorted(range(num_devices), key=lambda d: (tokens[d], (d + step) % num_devices))
+            for device, place in zip(turn, range(first, len(longest_first)), strict=False):
+                shares[device][task].append(longest_first[place])
+                tokens[device] += of_rows[place]
+    return [{task: np.array(own[::-1], np.int64) for task, own in share.items()} for share in shares]
 
 
 def split_into_passes(rows: Mapping[str, Rows], splits: Mapping[str, Split], max_tokens: int) -> list[dict[str, Rows]]:
-    """Cuts each task's rows into runs and lays the runs into passes of at most `max_tokens` padded tokens.
+    """Cuts each task's rows into runs and lays the runs into passes of at most `max_tokens` tokens.
 
     Args:
         rows: of each task, shortest first.
@@ -113,83 +139,90 @@ def split_into_passes(rows: Mapping[str, Rows], splits: Mapping[str, Split], max
         max_tokens: of one pass; a row that is longer by itself gets a pass of its own.
 
     Returns:
-        One mapping from task to rows (longest first) a pass; at least one pass.
+        One mapping from task to rows (longest first) for each pass; at least one pass.
     """
     passes: list[dict[str, Rows]] = [{}]
-    left = max_tokens
+    free = max_tokens
     for task, of_task in rows.items():
-        split, remaining = splits[task], of_task[::-1]
-        while len(remaining):
-            fitting = max(0, left) // padded_tokens(split, remaining[:1])
+        remaining = of_task[::-1]
+        ends = np.cumsum(splits[task].tokens[remaining])
+        taken, used = 0, 0
+        while taken < len(remaining):
+            fitting = int(np.searchsorted(ends, used + free, side="right"))
             if not passes[-1]:
-                fitting = max(1, fitting)
-            if fitting:
-                part, remaining = remaining[:fitting], remaining[fitting:]
-                passes[-1][task] = part
-                left -= padded_tokens(split, part)
-            if len(remaining):
+                fitting = max(fitting, taken + 1)
+            if fitting > taken:
+                passes[-1][task] = remaining[taken:fitting]
+                free -= int(ends[fitting - 1]) - used
+                taken, used = fitting, int(ends[fitting - 1])
+            if taken < len(remaining):
                 passes.append({})
-                left = max_tokens
+                free = max_tokens
     return passes
 
 
-def padded_tokens(split: Split, rows: NDArray) -> int:
-    """Tokens computed on when these rows are padded to the longest of their sequences."""
-    return len(rows) * split.sequences * int(split.length[rows].max(initial=0))
-
-
-def collate(
-    split: Split, rows: Sequence[int] | NDArray, pad_token_id: int, shape: tuple[int, int] | None = None
-) -> Batch:
-    """Pads some rows of a split into tensors.
+def pack(rows: Mapping[str, Rows], splits: Mapping[str, Split]) -> Pass:
+    """Gathers the sequences of some rows, task by task.
 
     Args:
-        split: what the rows are of.
+        rows: of each task; a task without rows keeps a span of none.
+        splits: of each task.
+    """
+    spans: dict[str, Span] = {}
+    columns: dict[str, list[NDArray]] = {"input_ids": [], "token_type_ids": []}
+    lengths, first = [np.empty(0, np.int64)], 0
+    for task, of_task in rows.items():
+        split = splits[task]
+        sequences = split.sequence_numbers(of_task)
+        spans[task] = Span(first, len(of_task), split.sequences)
+        lengths.append(split.input_ids.sizes[sequences])
+        columns["input_ids"].append(split.input_ids[sequences])
+        if split.token_type_ids is not None:
+            columns["token_type_ids"].append(split.token_type_ids[sequences])
+        first += len(sequences)
+    flat = {name: torch.from_numpy(np.concatenate(parts))[None].long() for name, parts in columns.items() if parts}
+    sizes = np.concatenate(lengths)
+    packed = Packed(
+        input_ids=flat["input_ids"],
+        token_type_ids=flat.get("token_type_ids"),
+        position_ids=torch.from_numpy(ranges(np.zeros_like(sizes), sizes))[None],
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)),
+        lengths=sizes,
+        spans=spans,
+    )
+    labels = {task: labels_of(splits[task], of_task) for task, of_task in rows.items()}
+    return Pass(packed, labels, {task: len(of_task) for task, of_task in rows.items()})
+
+
+def labels_of(split: Split, rows: Rows, width: int = 0) -> Tensor:
+    """The labels of some rows as a tensor; empty if they are not known.
+
+    Args:
+        split: of the rows.
         rows: their numbers.
-        pad_token_id: fills `input_ids`.
-        shape: rows and tokens of the tensors, at least as many as needed; rows are filled up with a real one again, as
-            all there is to compute from a row of padding is not a number. None takes what is needed.
+        width: of labels for each token, at least that many; the end is filled with `NO_LABEL`.
+    """
+    if split.labels is None:
+        return torch.empty(0, dtype=split.label_dtype)
+    if not isinstance(split.labels, Ragged):
+        return torch.from_numpy(split.labels[rows]).to(split.label_dtype)
+    values, _ = pad(split.labels[rows], split.labels.sizes[rows], NO_LABEL, width)
+    return torch.from_numpy(values).to(split.label_dtype)
+
+
+def pad(values: NDArray, sizes: NDArray[np.int64], fill: int, width: int = 0) -> tuple[NDArray, NDArray[np.bool_]]:
+    """Lists that lie one behind the other as the rows of a matrix.
+
+    Args:
+        values: of all lists.
+        sizes: of each list.
+        fill: what stands behind the end of a list.
+        width: columns, at least; as many as the longest list has are always there.
 
     Returns:
-        `inputs`: tensors of shape (rows, tokens), or (rows, choices, tokens) for multiple choice; `labels`, where they
-        are known: (rows,), or (rows, labels or tokens) with `NO_LABEL` behind the end of a sequence; with `shape`,
-        `is_row`: (rows,), false for those that fill up.
+        The values, shape (lists, columns), and where a list has one.
     """
-    numbers = np.asarray(rows, np.int64)
-    num_rows, num_tokens = shape or (len(numbers), 0)
-    filler = numbers[:1] if len(numbers) else [int(split.length.argmin())]
-    numbers = np.concatenate([numbers, np.repeat(filler, num_rows - len(numbers))])
-    columns = split.rows[numbers] if len(numbers) else {name: [] for name in split.rows.column_names}
-    labels = columns.pop("label", [])
-    sequences = {name: [torch.tensor(s) for row in column for s in row] for name, column in columns.items()}
-    inputs = {
-        name: _pad(of_name, pad_token_id if name == "input_ids" else 0, num_tokens)
-        if of_name
-        else torch.zeros(0, 1, dtype=torch.int64)
-        for name, of_name in sequences.items()
-    }
-    inputs["attention_mask"] = torch.zeros_like(inputs["input_ids"])
-    for row, ids in enumerate(sequences["input_ids"]):
-        inputs["attention_mask"][row, : len(ids)] = 1
-    if split.sequences > 1:
-        inputs = {
-            name: tensor.view(len(numbers), split.sequences, tensor.shape[-1]) for name, tensor in inputs.items()
-        }
-    batch: Batch = {"inputs": inputs}
-    if labels and isinstance(labels[0], list):
-        lists = [torch.tensor(of_row, dtype=split.label_dtype) for of_row in labels]
-        # Numbers for tokens are as many as these; those for labels are as many in every row.
-        batch["labels"] = _pad(lists, NO_LABEL, 0 if split.label_dtype.is_floating_point else num_tokens)
-    else:
-        batch["labels"] = torch.tensor(labels, dtype=split.label_dtype)
-    return batch if shape is None else {**batch, "is_row": torch.arange(num_rows) < len(rows)}
-
-
-def num_rows(batch: Batch) -> int:
-    """How many examples a batch holds, without those that fill it up."""
-    return int(torch.as_tensor(batch["is_row"]).sum()) if "is_row" in batch else len(batch["labels"])
-
-
-def _pad(sequences: list[Tensor], value: int, at_least: int) -> Tensor:
-    padded = pad_sequence(sequences, batch_first=True, padding_value=value)
-    return F.pad(padded, (0, max(0, at_least - padded.shape[1])), value=value)
+    is_value = np.arange(max(width, sizes.max(initial=0))) < sizes[:, None]
+    padded = np.full(is_value.shape, fill, values.dtype)
+    padded[is_value] = values
+    return padded, is_value

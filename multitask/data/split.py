@@ -1,16 +1,73 @@
-"""The tokenised rows of one split of a dataset."""
+"""The tokenised rows of one split of a dataset, flat: the tokens of all sequences lie one behind the other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 
-NO_LABEL = -100  # what the loss passes over
+NO_LABEL = -100  # ignored by the loss
 
 
 COUNTS = ("length", "tokens", "truncated")
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of different lengths, without a Python object for each.
+
+    The values stay where Arrow has them; of a cached dataset that is a file mapped into memory.
+
+    Args:
+        chunks: arrays of values; each holds those of consecutive lists.
+        first_lists: number of the first list in each chunk, shape (chunks,).
+        starts: where each list begins in its chunk, shape (lists,).
+        sizes: of each list, shape (lists,).
+    """
+
+    chunks: Sequence[NDArray]
+    first_lists: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> "Ragged":
+        """From a column of lists, or of lists of lists, whose outer level is ignored."""
+        lists = [chunk.flatten() if pa.types.is_list(chunk.type.value_type) else chunk for chunk in column.chunks]
+        offsets = [of_chunk.offsets.to_numpy() for of_chunk in lists]
+        counts = [len(of_chunk) for of_chunk in lists]
+        nothing = np.empty(0, np.int64)
+        return cls(
+            chunks=[of_chunk.values.to_numpy() for of_chunk in lists],
+            first_lists=np.cumsum([0, *counts[:-1]], dtype=np.int64),
+            starts=np.concatenate([nothing, *(of_chunk[:-1] for of_chunk in offsets)]),
+            sizes=np.concatenate([nothing, *(np.diff(of_chunk) for of_chunk in offsets)]),
+        )
+
+    def __getitem__(self, numbers: NDArray[np.int64]) -> NDArray:
+        """The values of some lists, one list behind the other."""
+        sizes = self.sizes[numbers]
+        if len(self.chunks) == 1 or not len(numbers):
+            return self.chunks[0][ranges(self.starts[numbers], sizes)]
+        chunk = np.searchsorted(self.first_lists, numbers, side="right") - 1
+        order = np.argsort(chunk, kind="stable")
+        source = ranges(self.starts[numbers][order], sizes[order])
+        target = ranges((np.cumsum(sizes) - sizes)[order], sizes[order])
+        values = np.empty(len(source), self.chunks[0].dtype if self.chunks else np.int64)
+        touched, firsts = np.unique(chunk[order], return_index=True)
+        cuts = (np.cumsum(sizes[order]) - sizes[order])[firsts]
+        for number, from_, to in zip(touched, np.split(source, cuts[1:]), np.split(target, cuts[1:]), strict=True):
+            values[to] = self.chunks[number][from_]
+        return values
+
+
+def ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The whole numbers of several ranges, one range behind the other."""
+    before = np.cumsum(sizes) - sizes
+    return np.arange(sizes.sum()) + np.repeat(starts - before, sizes)
 
 
 @dataclass(frozen=True)
@@ -18,9 +75,10 @@ class Split:
     """The tokenised rows of one split.
 
     Args:
-        rows: what the model reads: columns `input_ids` (and `token_type_ids` where the encoder has them): one list of
-            sequences a row; `label`, if they are known: a number, or a list with one number for each label or token.
-        notes: what else reading the predictions takes.
+        input_ids: tokens of each sequence; sequence s of row r is list `r * sequences + s`.
+        token_type_ids: the same for the types of the tokens, where the encoder has them.
+        labels: of each row, shape (rows,) or (rows, labels); a list with one number for each token; None if unknown.
+        notes: columns that are needed to read the predictions.
         sequences: sequences in each row: 1, or the number of choices.
         label_dtype: of the labels as a tensor.
         length: tokens of each row's longest sequence, shape (rows,).
@@ -29,7 +87,9 @@ class Split:
         num_examples: rows of the dataset; each window of a long context is a row here.
     """
 
-    rows: Dataset
+    input_ids: Ragged
+    token_type_ids: Ragged | None
+    labels: NDArray | Ragged | None
     notes: Dataset
     sequences: int
     label_dtype: torch.dtype
@@ -40,3 +100,28 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.length)
+
+    @property
+    def row_labels(self) -> NDArray:
+        """The labels of tasks that have one for each row, or one for each row and label."""
+        assert isinstance(self.labels, np.ndarray)
+        return self.labels
+
+    def sequence_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers of the rows' sequences, row by row."""
+        return (rows[:, None] * self.sequences + np.arange(self.sequences)).ravel()
+
+    def sequence(self, row: int, which: int = 0) -> list[int]:
+        """The tokens of one sequence of a row."""
+        return self.input_ids[np.array([row * self.sequences + which])].tolist()
+
+    def has_sequences_of(self, other: "Split") -> bool:
+        """Whether an encoder reads the same in both."""
+        mine, theirs = (
+            [ragged for ragged in (split.input_ids, split.token_type_ids) if ragged is not None]
+            for split in (self, other)
+        )
+        return self.sequences == other.sequences and all(
+            np.array_equal(a.sizes, b.sizes) and np.array_equal(a[np.arange(len(a.sizes))], b[np.arange(len(b.sizes))])
+            for a, b in zip(mine, theirs, strict=True)
+        )

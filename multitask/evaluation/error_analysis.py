@@ -94,7 +94,7 @@ class RowTexts:
 
     def sequence(self, number: int, which: int = 0) -> list[int]:
         """The tokens of one of a row's sequences."""
-        return self.split.rows[int(self.first[number])]["input_ids"][which]
+        return self.split.sequence(int(self.first[number]), which)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Some tokens as text, without special ones."""

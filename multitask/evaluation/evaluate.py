@@ -1,6 +1,7 @@
 """How good the model is on each task's validation rows: exact on any number of processes."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from ..data.packing import collate, split_into_passes, split_statically, static_shape
+from ..data.packing import pack, split_into_passes
 from ..data.split import Split
+from ..data.static_shapes import collate, split_statically, static_shape
 from ..model.multitask import MultitaskModel
 from ..tasks.load import TaskData
 from ..tasks.metrics import Results
@@ -28,7 +30,7 @@ class Evaluator:
         tasks: of the run.
         tokenizer: the encoder's.
         accelerator: of the run.
-        max_tokens_per_pass: limit of padded tokens at a time.
+        max_tokens_per_pass: limit of tokens at a time.
         static_shapes: as of `compute_logits`.
         stop: gives the number of a signal that this process was sent, or 0.
         look: gets each task with its logits.
@@ -95,7 +97,7 @@ def compute_logits(
         split: what they read.
         rows: numbers of the rows to compute.
         pad_token_id: fills `input_ids`.
-        max_tokens_per_pass: limit of padded tokens at a time.
+        max_tokens_per_pass: limit of tokens at a time.
         static_shapes: whether to compute in the few shapes of `static_shapes.py`.
         num_passes: with static shapes, as many at least.
 
@@ -106,26 +108,31 @@ def compute_logits(
     device = next(model.parameters()).device
     by_length = rows[np.argsort(split.length[rows], kind="stable")]
     parts: dict[str, list[Tensor]] = {task: [] for task in tasks}
-    computed: list[int] = []
+    computed: list[NDArray] = []
     if static_shapes:
         passes = split_statically(by_length, split, len(rows), max_tokens_per_pass)
         passes += [by_length[:0]] * (num_passes - len(passes))
     else:
         passes = [of_pass[""] for of_pass in split_into_passes({"": by_length}, {"": split}, max_tokens_per_pass)]
     for numbers in passes:
-        longest = int(split.length[numbers].max(initial=0))
-        shape = static_shape(split, longest, len(rows), max_tokens_per_pass) if static_shapes else None
-        inputs = send_to_device(collate(split, numbers, pad_token_id, shape)["inputs"], device)
-        logits = model(dict.fromkeys(tasks, inputs), None if static_shapes else max_tokens_per_pass)
+        if static_shapes:
+            longest = int(split.length[numbers].max(initial=0))
+            shape = static_shape(split, longest, len(rows), max_tokens_per_pass)
+            inputs: Any = dict.fromkeys(tasks, collate(split, numbers, pad_token_id, shape)[0])
+        else:
+            inputs = pack({tasks[0]: numbers}, {tasks[0]: split}).inputs
+            inputs = inputs._replace(spans=dict.fromkeys(tasks, inputs.spans[tasks[0]]))
+        logits = model(send_to_device(inputs, device, non_blocking=True))
         end_graph()
         for task, of_task in logits.items():
             if of_task.ndim == 3:  # an output for each token
                 of_task = F.pad(of_task, (0, 0, 0, int(split.length.max()) - of_task.shape[1]))
-            # Cut where shapes are of no account.
+            # Rows that fill up a static shape are cut off on the host.
             parts[task].append(of_task.float().cpu()[: len(numbers)] if static_shapes else of_task.float())
-        computed += numbers.tolist()
-    place = {number: place for place, number in enumerate(computed)}
-    back = torch.as_tensor([place[number] for number in rows.tolist()])
+        computed.append(numbers)
+    order = np.concatenate(computed)
+    sorter = np.argsort(order)
+    back = torch.from_numpy(sorter[np.searchsorted(order, rows, sorter=sorter)])
     return {task: torch.cat(of_task)[back.to(of_task[0].device)].to(device) for task, of_task in parts.items()}
 
 

@@ -126,7 +126,7 @@ class Predictor:
     def _groups(self, fields: dict[str, list[dict[str, Any]]]) -> list[dict[str, Split]]:
         """Tasks that read the same sequences with the same adapters, each with what it reads."""
         encoded: list[tuple[Any, Split]] = []
-        groups: list[tuple[Any, dict[str, Split]]] = []
+        groups: list[tuple[Split, list[str] | None, dict[str, Split]]] = []
         for name, rows in fields.items():
             layout = shared_layout(self.config.tasks[name], len(self.tasks[name].labels))
             what = (type(self.tasks[name].type).encode, layout, rows)
@@ -134,12 +134,13 @@ class Predictor:
             if split is None:
                 split = self._encode(name, layout, rows)
                 encoded.append((what, split))
-            key = (self.model.adapters.get(name), split.rows[:])
-            group = next((group for known, group in groups if known == key), None)
+            adapters = self.model.adapters.get(name)
+            same = (group for of, a, group in groups if a == adapters and split.has_sequences_of(of))
+            group = next(same, None)
             if group is None:
-                groups.append((key, group := {}))
+                groups.append((split, adapters, group := {}))
             group[name] = split
-        return [group for _, group in groups]
+        return [group for _, _, group in groups]
 
     def _encode(self, task: str, layout: Layout, rows: list[dict[str, Any]]) -> Split:
         columns = self.tasks[task].type.encode(

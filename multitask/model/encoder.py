@@ -1,257 +1,270 @@
-"""One encoder for several tasks: sequences of about one length are computed together, whatever their task."""
+"""The encoder that all tasks share: one call for the sequences of all tasks, and the seam to the tasks' heads."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-# What a call of the encoder costs besides its tokens, in tokens that take as long: it reads all weights, and its
-# backward pass adds to all gradients. Measured on two CPU cores, 20 to 40; an accelerator must also be given hundreds
-# of operations to do, one by one, and is much faster with tokens.
+from ..data.packing import Packed
+from .attention import PACKED
+from .segments import Segments, lay_out
+
+# What a call of a whole encoder costs besides its tokens, in tokens that take as long: it reads all weights, and its
+# backward pass adds to all gradients. Measured on two CPU cores, 20 to 40. An accelerator is much faster with tokens,
+# and the host must launch hundreds of operations for it.
 CALL_COST = {"cpu": 32}
-
-
 CALL_COST_OF_ACCELERATORS = 1024
 
+MOST_PADDED = 1.25  # of the tokens: what padding may cost in memory to save calls
 
-Inputs = Mapping[str, Tensor]
-
-
-def group_by_length(lengths: NDArray, call_cost: int, max_tokens: int) -> list[NDArray]:
-    """Cuts sequences into groups of about one length: of all ways, the one that costs least.
-
-    A group costs `call_cost` and the tokens that it has once its sequences are padded to the longest of them. As
-    lengths stay in order, the best groups up to one length follow from the best ones up to each length before.
-
-    Args:
-        lengths: tokens of each sequence; at least one.
-        call_cost: of a group, in tokens.
-        max_tokens: limit of padded tokens in all groups together, kept by making more groups than were best.
-
-    Returns:
-        For each group the places of its sequences in `lengths`; groups of shorter ones first.
-    """
-    kinds, counts = np.unique(lengths, return_counts=True)
-    ends = np.concatenate([[0], np.cumsum(counts)])
-    least, begins = np.zeros(len(ends)), np.zeros(len(ends), np.int64)
-    for end in range(1, len(ends)):
-        costs = least[:end] + kinds[end - 1] * (ends[end] - ends[:end]) + call_cost
-        begins[end] = np.argmin(costs)
-        least[end] = costs[begins[end]]
-    groups: list[NDArray] = []
-    order, end = np.argsort(lengths, kind="stable"), len(kinds)
-    while end:
-        groups.insert(0, order[ends[begins[end]] : ends[end]])
-        end = begins[end]
-    if call_cost and least[-1] - call_cost * len(groups) > max_tokens:
-        return group_by_length(lengths, call_cost // 2, max_tokens)
-    return groups
+TOLERANCE = 1e-4  # by which hidden states in float32 may differ, relative to the largest
 
 
-def regroup(
-    batches: Mapping[str, Inputs], pad_token_id: int, max_tokens: int | None
-) -> tuple[list[Inputs], dict[str, Tensor]]:
-    """Lays the sequences of several tasks into groups of about one length.
+FIRST, LAST = 0, -1  # tokens of a sequence
+
+
+class Method(Enum):
+    """How an encoder computes the sequences of several tasks."""
+
+    PACKED = "packed into one row, one call for all tasks"
+    GROUPED = "in groups of about one length, whatever their task"
+    APART = "task by task, as the heads of this family tell the encoder something of their own"
+
+
+class Call(NamedTuple):
+    """How an encoder is called.
 
     Args:
-        batches: of each task, the keyword arguments of an encoder, shape (…, tokens), `input_ids` and `attention_mask`
-            among them; padding is on the right. What is the same object for several tasks is laid out once.
-        pad_token_id: fills `input_ids`.
-        max_tokens: as `group_by_length` takes it; None leaves the batches as they are.
-
-    Returns:
-        The groups, with the same keyword arguments, shape (sequences, tokens); and for each task, where its tokens are
-        among those of all groups, one after the other, or the number of these for padding; shape (sequences, tokens).
+        method: of computing the sequences of several tasks.
+        first_position: number of a sequence's first position in a packed row.
+        output_class: of what the encoder returns.
+        exact_lengths: whether grouped sequences must be of one length, as padding would change their states (the
+            convolutions of ConvBERT read it).
     """
-    flat = {id(i): {name: tensor.flatten(0, -2) for name, tensor in i.items()} for i in batches.values()}
-    shapes = [inputs["input_ids"].shape for inputs in flat.values()]
-    width = max(tokens for _, tokens in shapes)
-    columns: dict[str, list[Tensor]] = {}
-    for inputs in flat.values():
-        for name, tensor in inputs.items():
-            fill = pad_token_id if name == "input_ids" else 0
-            columns.setdefault(name, []).append(F.pad(tensor, (0, width - tensor.shape[-1]), value=fill))
-    everything = {name: torch.cat(tensors) for name, tensors in columns.items()}
-    mask = everything["attention_mask"]
-    groups: list[Inputs] = []
-    places, taken = torch.zeros_like(mask, dtype=torch.int64), 0
-    for rows, longest in _rows_of_groups(mask, shapes, max_tokens):
-        groups.append({name: tensor[rows, :longest] for name, tensor in everything.items()})
-        shape = groups[-1]["input_ids"].shape
-        places[rows, :longest] = torch.arange(taken, taken + shape.numel(), device=mask.device).view(shape)
-        taken += shape.numel()
-    places = torch.where(mask.bool(), places, taken)
-    of_inputs = {
-        which: of_batch[:, :tokens]
-        for which, of_batch, (_, tokens) in zip(flat, places.split([n for n, _ in shapes]), shapes, strict=True)
-    }
-    return groups, {task: of_inputs[id(inputs)] for task, inputs in batches.items()}
+
+    method: Method = Method.APART
+    first_position: int = 0
+    output_class: type[ModelOutput] = BaseModelOutput
+    exact_lengths: bool = False
 
 
-def _rows_of_groups(
-    mask: Tensor, shapes: Sequence[torch.Size], max_tokens: int | None
-) -> Iterator[tuple[Tensor, int]]:
-    """Of each group the numbers of its sequences and the length of the longest."""
-    if max_tokens is None:
-        numbers = torch.arange(len(mask), device=mask.device).split([n for n, _ in shapes])
-        yield from zip(numbers, (tokens for _, tokens in shapes), strict=True)
-        return
-    lengths, cost = mask.sum(dim=-1).cpu().numpy(), CALL_COST.get(mask.device.type, CALL_COST_OF_ACCELERATORS)
-    for numbers in group_by_length(lengths, cost, max_tokens):
-        yield torch.from_numpy(numbers).to(mask.device), int(lengths[numbers].max())
+def packed_states(encoder: PreTrainedModel, batch: Packed, first_position: int) -> Tensor:
+    """The last hidden state of each token of a packed row, shape (tokens, features), from one call of the encoder."""
+    positions = batch.position_ids + first_position if first_position else batch.position_ids
+    segments = Segments(batch.lengths, batch.cu_seqlens)
+    types = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
+    return encoder(input_ids=batch.input_ids, position_ids=positions, segments=segments, **types)[0][0]
 
 
-def modules_to_call(encoder: nn.ModuleDict | Mapping[str, nn.Module]) -> list[nn.Module]:
-    """The modules with parameters that an encoder calls one after the other."""
-    modules: list[nn.Module] = []
-    for child in encoder.values():  # ModernBERT's layers are called one by one
-        modules += child if isinstance(child, nn.ModuleList) else [child]
-    return [module for module in modules if next(module.parameters(), None) is not None]
+def grouped_states(encoder: PreTrainedModel, batch: Packed, exact_lengths: bool) -> tuple[Tensor, int]:
+    """The same from one call for each group of about one length; and how many tokens there were with padding."""
+    device, padding = batch.input_ids.device, encoder.config.pad_token_id or 0
+    cost = 0 if exact_lengths else CALL_COST.get(device.type, CALL_COST_OF_ACCELERATORS)
+    layout = lay_out(batch.lengths, cost, device, max_tokens=int(batch.lengths.sum() * MOST_PADDED))
+    columns = {"input_ids": batch.input_ids, "token_type_ids": batch.token_type_ids}
+    laid_out = {name: c[0][layout.source].split(layout.sizes) for name, c in columns.items() if c is not None}
+    states = []
+    for number, group in enumerate(layout.groups):
+        shape = (group.num_sequences, group.length)
+        mask = torch.ones(shape, dtype=torch.int64, device=device) if group.mask is None else group.mask.long()
+        inputs = {name: parts[number].view(shape) for name, parts in laid_out.items()}
+        inputs["input_ids"] = inputs["input_ids"].masked_fill(mask == 0, padding)
+        states.append(encoder(**inputs, attention_mask=mask)[0].flatten(0, 1))
+    return torch.cat(states).index_select(0, layout.places), sum(layout.sizes)
 
 
-def can_compute_together(model: Any, modules: Sequence[nn.Module], is_multiple_choice: bool) -> bool:
-    """Whether `compute_together` does what a task's model does by itself; tried on five tokens, nothing is random.
+class EncoderStub(nn.Module):
+    """Stands in a task's model where its encoder was; keeps the task's own pooler.
 
-    Not if the encoder goes on computing behind its modules (XLNet's swaps dimensions), or if the head tells it what
-    it must know (Longformer's tell which tokens have global attention).
+    Called by the head, it returns the hidden states that it was given (`holding`), and otherwise those that the shared
+    encoder computes from what the head passes.
 
     Args:
-        model: of a task, as its class in `transformers`.
-        modules: those of the encoder.
-        is_multiple_choice: whether the model takes rows of several sequences.
+        encoder: the shared one.
+        own: the task's encoder as it was loaded.
     """
-    named = getattr(model.config, "sep_token_id", None)  # few configurations do, some of a word that is not there
-    separator = named if isinstance(named, int) and 0 <= named < model.config.vocab_size else 0
-    ids = torch.full((1, 5), int(separator == 0), device=model.device)
-    ids[0, [1, 3, 4]] = separator  # where a question ends, and a text: some heads look for it
-    answers: dict[nn.Module, Any] = {}
-    told: set[str] = set()  # the encoder, by the head
 
-    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        told.update(name for name, value in kwargs.items() if isinstance(value, Tensor))
+    def __init__(self, encoder: PreTrainedModel, own: PreTrainedModel):
+        super().__init__()
+        self.pooler = getattr(own, "pooler", None)
+        # ALBERT and BigBird keep the pooler's parts in the encoder itself.
+        self.activation = getattr(own, "pooler_activation", getattr(own, "activation", None))
+        self.shared = [encoder]  # a list, so that its parameters are not counted as this module's
+        self.held: ModelOutput | None = None
+        self.passed_tensors: set[str] = set()  # names of the encoder's arguments that the head passed as tensors
 
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), _noting(modules, answers):
-        last = model.base_model(**inputs)[0]
-        handle = model.base_model.register_forward_pre_hook(note, with_kwargs=True)
-        found = any(leaf is last for leaf in tree_leaves(list(answers.values())))
-        model(**{name: tensor[None] if is_multiple_choice else tensor for name, tensor in inputs.items()})
-        handle.remove()
-    model.train(was_training)
-    return found and told <= inputs.keys()
+    def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
+        self.passed_tensors = {name for name, value in kwargs.items() if isinstance(value, Tensor)}
+        output = self.shared[0](*args, **kwargs) if self.held is None else self.held
+        if self.pooler is not None:
+            output["pooler_output"] = self.pooled(output["last_hidden_state"])
+        return output
+
+    def pooled(self, states: Tensor) -> Tensor:
+        """What the task's pooler makes of hidden states of shape (sequences, tokens, features)."""
+        assert self.pooler is not None
+        if isinstance(self.pooler, nn.Linear):
+            assert self.activation is not None
+            return self.activation(self.pooler(states[:, 0]))
+        return self.pooler(states)
+
+    @contextmanager
+    def holding(self, output: ModelOutput) -> Iterator[None]:
+        """Within, the head gets this output of an encoder, and the task's pooler's."""
+        self.held = output
+        try:
+            yield
+        finally:
+            self.held = None
 
 
-def compute_together(
-    models: Mapping[str, PreTrainedModel],
-    modules: Sequence[nn.Module],
-    batches: Mapping[str, Inputs],
-    groups: Sequence[Inputs],
-    places: Mapping[str, Tensor],
-) -> dict[str, ModelOutput]:
-    """What the tasks' models return for their batches, where the encoder computes groups of their sequences.
+# -- what an encoder and a head can do, found out by trying -----------------------------------------------------------
+
+
+@torch.no_grad()
+def find_call(encoder: PreTrainedModel, models: Sequence[PreTrainedModel], several_sequences: Sequence[bool]) -> Call:
+    """How to call an encoder; nothing is random, nothing is changed but the kind of attention.
 
     Args:
-        models: of each task; all of them hold the modules, and `can_compute_together`.
-        modules: those of the encoder.
-        batches: keyword arguments of each model.
-        groups: keyword arguments of the encoder, shape (sequences, tokens).
-        places: of each task's tokens in the groups, as `grouping.regroup` returns them.
+        encoder: the shared one, in float32.
+        models: the task models, with stubs in them.
+        several_sequences: whether each takes rows of several sequences.
     """
-    answers: dict[nn.Module, Any] = {}
-    with _noting(modules, answers):
-        of_groups = [next(iter(models.values())).base_model(**inputs)[0] for inputs in groups]
-    states, outputs = _lay_out(of_groups, places), {}
-    for task, model in models.items():
-        with _computing(list(answers), partial(_answering, answers, of_groups[-1], states[task])):
-            outputs[task] = model(**batches[task])
-    return outputs
+    with _evaluating([encoder, *models]):
+        output_class = type(encoder(**_few_tokens(encoder)))
+        if not all(map(takes_states, models, several_sequences)):
+            return Call(Method.APART, output_class=output_class)
+        first = first_packed_position(encoder)
+        if first is None:
+            return Call(Method.GROUPED, 0, output_class, exact_lengths=reads_padding(encoder))
+    return Call(Method.PACKED, first, output_class)
 
 
-def _lay_out(of_groups: Sequence[Tensor], places: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The hidden states of each task, shape (sequences, tokens, features); zeros for padding."""
-    padding = of_groups[0].new_zeros(1, of_groups[0].shape[-1])
-    every_token = torch.cat([*(of_group.flatten(0, 1) for of_group in of_groups), padding])
-    # All at once: the gradient of such a choice is as large as what is chosen from.
-    distinct = {id(of_task): of_task for of_task in places.values()}
-    chosen = every_token.index_select(0, torch.cat([of_task.flatten() for of_task in distinct.values()]))
-    parts = chosen.split([of_task.numel() for of_task in distinct.values()])
-    laid_out = {which: part.view(*distinct[which].shape, -1) for which, part in zip(distinct, parts, strict=True)}
-    return {task: laid_out[id(of_task)] for task, of_task in places.items()}
+def takes_states(model: PreTrainedModel, several_sequences: bool) -> bool:
+    """Whether a head says the same of hidden states that it is handed as of those that it asks the encoder for.
+
+    Not if it passes the encoder what only the head knows (Longformer's heads choose the tokens with global attention).
+    """
+    stub, inputs = stub_of(model), _few_tokens(model)
+    shaped = {name: tensor[None] if several_sequences else tensor for name, tensor in inputs.items()}
+    expected = first_tensor(model(**shaped))
+    if not stub.passed_tensors <= {"input_ids", "attention_mask", "token_type_ids"}:
+        return False
+    output = stub.shared[0](**inputs)
+    with stub.holding(type(output)(last_hidden_state=output[0])):
+        found = first_tensor(model(**shaped))
+    return bool(torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE))
 
 
-def _answering(
-    answers: Mapping[nn.Module, Any], last: Tensor, states: Tensor, module: nn.Module
-) -> Callable[..., Any]:
-    """What a module returned, with these states where it returned the encoder's last ones."""
-    answer = answers[module]
-    if isinstance(answer, Tensor):  # embeddings, too, of which only the shape will be read
-        return lambda *args, **kwargs: states
-    replaced = tree_map(lambda leaf: states if leaf is last else leaf, answer)
-    return lambda *args, **kwargs: replaced
+def reads_padding(encoder: PreTrainedModel) -> bool:
+    """Whether a sequence's states depend on padding behind it."""
+    inputs = _few_tokens(encoder)
+    alone = encoder(**inputs)[0]
+    padding = {"input_ids": encoder.config.pad_token_id or 0, "attention_mask": 0}
+    padded = encoder(**{name: F.pad(tensor, (0, 4), value=padding[name]) for name, tensor in inputs.items()})[0]
+    return bool((padded[:, :5] - alone).abs().max() > TOLERANCE * alone.abs().max())
+
+
+@torch.no_grad()
+def find_only_token(model: PreTrainedModel, several_sequences: bool) -> int | None:
+    """The one token whose state a head reads, `FIRST` or `LAST`, or None for more; tried with NaN in all others."""
+    stub, inputs = stub_of(model), _few_tokens(model)
+    shaped = {name: tensor[None] if several_sequences else tensor for name, tensor in inputs.items()}
+    with _evaluating([stub.shared[0], model]):
+        output = stub.shared[0](**inputs)
+        states = output[0]
+        for token in (FIRST, LAST):
+            spoiled = torch.full_like(states, torch.nan)
+            spoiled[:, token] = states[:, token]
+            alone = {name: tensor[..., [token]] for name, tensor in shaped.items()}
+            answers = []
+            for held, arguments in ((states, shaped), (spoiled, shaped), (states[:, [token]], alone)):
+                with stub.holding(type(output)(last_hidden_state=held)):
+                    answers.append(first_tensor(model(**arguments)))
+            if all(a.shape == answers[0].shape and torch.equal(a, answers[0]) for a in answers):
+                return token
+    return None
 
 
 @contextmanager
-def _noting(modules: Sequence[nn.Module], answers: dict[nn.Module, Any]) -> Iterator[None]:
-    """Within, notes what each of the modules returns last."""
-
-    def noting(module: nn.Module) -> Callable[..., Any]:
-        forward = module.forward
-
-        def compute(*args: Any, **kwargs: Any) -> Any:
-            answers[module] = forward(*args, **kwargs)
-            return answers[module]
-
-        return compute
-
-    with _computing(modules, noting):
-        yield
-
-
-@contextmanager
-def words_looked_up(embedding: Any, ids: Sequence[Tensor]) -> Iterator[None]:
-    """Within, the encoder finds the embeddings of these tokens looked up already.
-
-    The gradient of a lookup is as large as the vocabulary: there is one in a pass, not one for each call, on which
-    a hundred calls would spend a fifth of their time.
-    """
-    if len(ids) < 2 or not (torch.is_grad_enabled() and embedding.weight.requires_grad):
-        yield
-        return
-    found = embedding(torch.cat([of_call.flatten() for of_call in ids])).split([of_call.numel() for of_call in ids])
-    parts = {(of_call.data_ptr(), of_call.numel()): part for of_call, part in zip(ids, found, strict=True)}
-
-    def looking_up(module: nn.Module) -> Callable[..., Any]:
-        forward = module.forward
-
-        def look_up(tokens: Tensor) -> Any:
-            part = parts.get((tokens.data_ptr(), tokens.numel()))
-            # Some encoders add padding of their own.
-            return forward(tokens) if part is None else part.view(*tokens.shape, -1)
-
-        return look_up
-
-    with _computing([embedding], looking_up):
-        yield
-
-
-@contextmanager
-def _computing(modules: Sequence[nn.Module], make: Callable[[nn.Module], Callable[..., Any]]) -> Iterator[None]:
-    """Within, each of the modules computes what `make(module)` does."""
-    for module in modules:
-        module.forward = make(module)
+def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
     try:
         yield
     finally:
-        for module in modules:
-            del module.forward  # the one of its class is behind it
+        for model, was_training in zip(models, modes, strict=True):
+            model.train(was_training)
+
+
+def first_tensor(output: ModelOutput) -> Tensor:
+    """The logits of a model's output; of question answering those of starts."""
+    return next(value for value in output.values() if isinstance(value, Tensor))
+
+
+def stub_of(model: PreTrainedModel) -> EncoderStub:
+    """The stub in a task's model."""
+    stub = model.base_model
+    assert isinstance(stub, EncoderStub)
+    return stub
+
+
+def _few_tokens(model: PreTrainedModel) -> dict[str, Tensor]:
+    named = getattr(model.config, "sep_token_id", None)  # some configurations name a token that does not exist
+    separator = named if isinstance(named, int) and 0 <= named < model.config.vocab_size else 0
+    ids = torch.full((1, 5), int(separator == 0), device=model.device)
+    ids[0, [1, 3, 4]] = separator  # ends of a question and of a text, which some heads look for
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def first_packed_position(encoder: PreTrainedModel) -> int | None:
+    """The number of the first position with which a packed row gives the states of its sequences one by one.
+
+    None if neither 0 nor the one behind the padding's (RoBERTa) does: the family's attention does not go through
+    `transformers.AttentionInterface`, its positions are not told by `position_ids`, or it mixes neighbouring tokens.
+    On success the encoder keeps the packed attention; otherwise its attention is as it was.
+    """
+    config = encoder.config
+    before = config._attn_implementation
+    if not encoder._can_set_attn_implementation():
+        return None
+    lengths = [3, 7, 2]
+    window = getattr(config, "sliding_window", None)
+    if isinstance(window, int) and 0 < window < 1024:
+        lengths.append(min(2 * window + 3, getattr(config, "max_position_embeddings", 512)))
+    generator = torch.Generator().manual_seed(0)
+    special = {t for t in (config.pad_token_id, getattr(config, "sep_token_id", None)) if isinstance(t, int)}
+    usual = torch.tensor([token for token in range(min(config.vocab_size, 1000)) if token not in special])
+    sequences = [usual[torch.randint(len(usual), (n,), generator=generator)].to(encoder.device) for n in lengths]
+    expected = torch.cat(
+        [encoder(input_ids=s[None], attention_mask=torch.ones_like(s[None]))[0][0] for s in sequences]
+    )
+    sizes = np.array(lengths)
+    packed = Packed(
+        input_ids=torch.cat(sequences)[None],
+        token_type_ids=None,
+        position_ids=torch.cat([torch.arange(n, device=encoder.device) for n in lengths])[None],
+        cu_seqlens=torch.tensor([0, *np.cumsum(sizes).tolist()], dtype=torch.int32, device=encoder.device),
+        lengths=sizes,
+        spans={},
+    )
+    encoder.set_attn_implementation(PACKED)
+    behind_padding = config.pad_token_id + 1 if isinstance(config.pad_token_id, int) else 0
+    for first in dict.fromkeys((0, behind_padding)):
+        try:
+            found = packed_states(encoder, packed, first)
+        except (TypeError, ValueError, IndexError, RuntimeError):  # it takes no such arguments
+            continue
+        if found.shape == expected.shape and (found - expected).abs().max() <= TOLERANCE * expected.abs().max():
+            return first
+    encoder.set_attn_implementation(before)
+    return None

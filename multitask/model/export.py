@@ -86,14 +86,14 @@ def export_tasks(
         partial = folder / f"{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         if merge:
-            task_model.save_pretrained(partial, state_dict=merged_weights(task_model, adapters))
+            task_model.save_pretrained(partial, state_dict=merged_weights(model, name))
         else:
             task_model.config.save_pretrained(partial)
         save_tokenizer(tokenizer, partial)
         if cards:
             (partial / "README.md").write_text(cards[name])
         if adapters:
-            save_adapter(task_model, adapters, encoder, partial / "adapter")
+            save_adapter(model, adapters, encoder, partial / "adapter")
             head = set(model.head_parameters(name)) - set(model.adapter_parameters(name))
             tensors = {key: p.detach().contiguous() for key, p in task_model.named_parameters() if p in head}
             save_file(tensors, partial / "adapter" / "head.safetensors", metadata={"format": "pt"})

@@ -22,6 +22,7 @@ from ..config.schema import AdapterConfig
 from ..errors import UserError, first_line, hint
 from ..utils import stable_seed
 from .multitask import MultitaskModel
+from .routing import RoutedLinear
 
 SHARED = "_shared"  # the adapter of all tasks; a task's name begins with a letter or a digit
 
@@ -83,8 +84,8 @@ def add_adapters(
     Raises:
         UserError: for target modules that the encoder lacks, or a starting adapter that does not fit.
     """
-    first: Any = next(iter(model.tasks.values()))
-    targets = _target_names(first, target_modules)
+    encoder = model.encoder
+    targets = _target_names(encoder, target_modules)
     model.adapters = {task: [] for task in model.tasks}
     for task, names in model.adapters.items():
         names += [SHARED] * (scope != "per_task") + [task] * (scope != "shared")
@@ -92,31 +93,31 @@ def add_adapters(
         torch.manual_seed(stable_seed(seed, "adapter", name))
         config = LoraConfig(r=rank, lora_dropout=dropout, target_modules=targets)
         config.lora_alpha = alpha  # type: ignore[assignment]  # PEFT asks for a whole number and takes any
+        config._register_custom_module({nn.Linear: RoutedLinear})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is meant
-            inject_adapter_in_model(config, first.base_model, name)
-    model.share_encoder()  # once more: ELECTRA's `embeddings_project` is a linear layer, which PEFT has replaced
-    model.lora_layers = list(_lora_layers(model.encoder).values())
-    model.requires_grad_(True)  # PEFT has frozen the first task's pooler
-    model.encoder.requires_grad_(False)
-    for name in first.base_model.peft_config:
+            inject_adapter_in_model(config, encoder, name)
+    model.lora_layers = list(_lora_layers(encoder).values())
+    for layer in model.lora_layers:
+        layer.routing = model.routing
+    encoder.requires_grad_(False)
+    for name in encoder.peft_config:
         for parameter in model.adapter_parameters(name):
             parameter.requires_grad_(True)
     for task, folder in (start or {}).items():
-        _load_adapter(first, task, folder, rank, alpha)
+        _load_adapter(encoder, str(model.tasks[task].base_model_prefix), task, folder, rank, alpha)
 
 
-def _target_names(task_model: PreTrainedModel, target_modules: str | Sequence[str]) -> list[str]:
-    """Full names of the adapted modules, so that nothing matches in a pooler, which belongs to a task's head."""
-    modules = task_model.base_model.named_modules()
-    linear = [name for name, m in modules if isinstance(m, nn.Linear) and not name.startswith("pooler")]
+def _target_names(encoder: PreTrainedModel, target_modules: str | Sequence[str]) -> list[str]:
+    """Full names of the adapted modules."""
+    linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
     if target_modules == "all-linear":
         return linear
     endings = [target_modules] if isinstance(target_modules, str) else target_modules
     valid = {"all-linear", *(name.split(".")[-1] for name in linear)}
     for ending in endings:
         if not any(f".{name}".endswith(f".{ending}") for name in linear):
-            of = f"of '{task_model.name_or_path}'"
+            of = f"of '{encoder.name_or_path}'"
             raise UserError(f"adapters.target_modules: '{ending}' is no linear module {of}{hint(ending, valid)}")
     return [name for name in linear if f".{name}".endswith(tuple(f".{ending}" for ending in endings))]
 
@@ -124,7 +125,9 @@ def _target_names(task_model: PreTrainedModel, target_modules: str | Sequence[st
 # -- an adapter made elsewhere ----------------------------------------------------------------------------------------
 
 
-def _load_adapter(model: PreTrainedModel, task: str, folder: str, rank: int, alpha: float) -> None:
+def _load_adapter(
+    model: PreTrainedModel, name_in_task_model: str, task: str, folder: str, rank: int, alpha: float
+) -> None:
     """Starts a task's adapter from a folder that PEFT wrote, around an encoder alone or one with a head on it."""
     key, path, encoder = f"tasks.{task}.adapter", Path(folder), str(model.name_or_path)
     if not path.is_dir():
@@ -161,13 +164,13 @@ def _load_adapter(model: PreTrainedModel, task: str, folder: str, rank: int, alp
     if base and Path(base).name != Path(encoder).name:
         raise UserError(f"{key}: {folder} was made for the encoder '{base}', model.encoder is '{encoder}'")
 
-    prefix = f"base_model.model.{model.base_model_prefix}."
+    prefix = f"base_model.model.{name_in_task_model}."
     if not any(name.startswith(prefix) for name in weights):  # around the encoder alone; otherwise heads are left out
         prefix = "base_model.model."
     found = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
     needed = {
         f"{name}.{part}.weight": getattr(layer, part)[task].weight.shape
-        for name, layer in _lora_layers(model.base_model).items()
+        for name, layer in _lora_layers(model).items()
         for part in ("lora_A", "lora_B")
     }
     for name in sorted(found.keys() ^ needed.keys()):
@@ -178,25 +181,25 @@ def _load_adapter(model: PreTrainedModel, task: str, folder: str, rank: int, alp
             raise UserError(
                 f"{key}: {folder} has {name} of shape {tuple(found[name].shape)}, '{encoder}' needs {tuple(shape)}"
             )
-    set_peft_model_state_dict(model.base_model, found, task)
+    set_peft_model_state_dict(model, found, task)
 
 
 # -- what is written --------------------------------------------------------------------------------------------------
 
 
-def save_adapter(task_model: PreTrainedModel, adapters: Sequence[str], encoder: str, folder: Path) -> None:
+def save_adapter(model: MultitaskModel, adapters: Sequence[str], encoder: str, folder: Path) -> None:
     """Writes what a task uses as one adapter in PEFT's format, for `PeftModel.from_pretrained(AutoModel…, folder)`.
 
     Several adapters become one of their ranks' sum: [B1 B2] [A1; A2] = B1 A1 + B2 A2, and the alphas add up as well,
     which leaves alpha / rank as it is.
 
     Args:
-        task_model: the task's model.
-        adapters: names of the adapters that it uses.
+        model: with the adapters in it.
+        adapters: names of those that the task uses.
         encoder: what the file says that the adapter is for.
         folder: to write to.
     """
-    layers = _lora_layers(task_model.base_model)
+    layers = _lora_layers(model.encoder)
     tensors = {}
     for name, layer in layers.items():
         a, b = ([getattr(layer, part)[adapter].weight for adapter in adapters] for part in ("lora_A", "lora_B"))
@@ -214,22 +217,24 @@ def save_adapter(task_model: PreTrainedModel, adapters: Sequence[str], encoder: 
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def merged_weights(task_model: PreTrainedModel, adapters: Sequence[str]) -> dict[str, Tensor]:
-    """The weights of a plain model that computes what the task's model does with its adapters; that one is unchanged.
+def merged_weights(model: MultitaskModel, task: str) -> dict[str, Tensor]:
+    """The weights of a plain model that computes what the task's model does with its adapters.
 
     Args:
-        task_model: the task's model.
-        adapters: names of the adapters that it uses; none for a model without any.
+        model: whose weights stay as they are.
+        task: with or without adapters.
     """
-    weights = {
+    task_model: Any = model.tasks[task]
+    encoder = {
         name.replace(".base_layer.", "."): tensor
-        for name, tensor in task_model.state_dict().items()
+        for name, tensor in model.encoder.state_dict().items()
         if ".lora_" not in name
     }
-    for name, layer in _lora_layers(task_model).items():
-        deltas = [layer.get_delta_weight(adapter) for adapter in adapters]
-        weights[f"{name}.weight"] = weights[f"{name}.weight"] + sum(deltas)
-    return weights
+    for name, layer in _lora_layers(model.encoder).items():
+        deltas = [layer.get_delta_weight(adapter) for adapter in model.adapters[task]]
+        encoder[f"{name}.weight"] = encoder[f"{name}.weight"] + sum(deltas)
+    prefix = task_model.base_model_prefix
+    return {f"{prefix}.{name}": tensor for name, tensor in encoder.items()} | task_model.state_dict()
 
 
 def _lora_layers(module: nn.Module) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,60 +10,79 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..data.packing import Inputs, Packed
 from ..errors import UserError
-from .encoder import Inputs, compute_together, modules_to_call, regroup, words_looked_up
-
-
-class Plan(NamedTuple):
-    """What the encoder is called with for tasks that use the same adapters.
-
-    Args:
-        adapters: their names.
-        batches: of each task, as it came.
-        groups: of sequences that the encoder computes together.
-        places: where each task's tokens are in the groups; none, if the groups are the batches.
-    """
-
-    adapters: list[str]
-    batches: dict[str, Inputs]
-    groups: list[Inputs]
-    places: dict[str, Tensor]
+from .encoder import (
+    FIRST,
+    Call,
+    EncoderStub,
+    Method,
+    find_call,
+    find_only_token,
+    grouped_states,
+    packed_states,
+    stub_of,
+)
+from .routing import Route, Routing, route_to
 
 
 class MultitaskModel(nn.Module):
-    """Task models that hold the same encoder: `model({task: inputs}) -> {task: logits}`.
+    """Task models around one encoder: `model(packed) -> {task: logits}`.
 
-    Each task model is an ordinary `transformers` model (`model.tasks[NAME]`) whose encoder modules are those of the
-    first one, so the encoder's weights exist once. A pooler stays with its task: it is where a head begins, and some
-    classes of a family have one where others have not.
+    Each task model is an ordinary `transformers` model (`model.tasks[NAME]`) with a stub in place of its encoder. A
+    pooler stays with its task: it is where a head begins, and some classes of a family have one where others do not.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # First, so that the encoder's parameters carry one name that belongs to no task.
-        self.encoder = nn.ModuleDict()
+        # First, so that the encoder's parameters have one name that belongs to no task.
+        self.encoder: Any = None
         self.tasks = nn.ModuleDict()
-        self.log_variances = nn.ModuleDict()  # one number for each task, where losses are balanced by uncertainty
-        self.adapters: dict[str, list[str]] = {}  # names of the LoRA adapters that each task uses
+        self.log_variances = nn.ModuleDict()  # one number for each task, where losses are weighted by uncertainty
+        self.adapters: dict[str, list[str]] = {}  # names of the LoRA adapters of each task
         self.lora_layers: list[Any] = []  # the encoder's layers that hold them
-        self.is_groupable = True  # whether the encoder can compute apart from the heads
+        self.routing = Routing()  # which adapters the tokens go through
+        self.call = Call()  # how the encoder is called
+        self.only_token: dict[
+            str, int
+        ] = {}  # of tasks whose heads read one token of a sequence: the first or the last
         self.computed_tokens = 0  # by the encoder so far, padding included
 
     def add_task(self, name: str, model: PreTrainedModel) -> None:
-        """Takes a task model in; its own encoder gives way to the shared one, which is the first task's."""
-        self.tasks[name] = model
-        self.share_encoder()
-        stacks = [module for module in self.encoder.modules() if isinstance(module, nn.ModuleList)]
-        # Where Accelerate looks for the layers that FSDP shares out; `transformers` names those of some families only.
-        self._no_split_modules = sorted({type(layer).__name__ for stack in stacks for layer in stack})
+        """Takes a task model in; its own encoder gives way to the shared one, which is the first task's.
 
-    def share_encoder(self) -> None:
-        """Lets every task hold the encoder modules of the first one."""
-        first: Any = next(iter(self.tasks.values()))
-        for name, child in shared_children(first):
-            self.encoder[name] = child
-            for model in self.tasks.values():
-                setattr(model.base_model, name, child)
+        Raises:
+            UserError: if the family builds its head on another encoder than the tasks before.
+        """
+        own: Any = model.base_model
+        if self.encoder is not None and type(own) is not type(self.encoder):
+            raise UserError(
+                f"model.encoder: {own.config.model_type} has one encoder for task {name} ({type(own).__name__}) and "
+                f"another for those before it ({type(self.encoder).__name__}); they cannot share one"
+            )
+        if self.encoder is None:
+            self.encoder = own
+            stacks = [module for module in own.modules() if isinstance(module, nn.ModuleList)]
+            # Where Accelerate looks for the layers that FSDP shards; `transformers` names those of some families only.
+            self._no_split_modules = sorted({type(layer).__name__ for stack in stacks for layer in stack})
+        setattr(model, model.base_model_prefix, EncoderStub(self.encoder, own))
+        if getattr(self.encoder, "pooler", None) is not None:
+            self.encoder.pooler = nn.Identity()  # some families call it without asking whether there is one
+        self.tasks[name] = model
+
+    def find_call(self, several_sequences: Mapping[str, bool]) -> None:
+        """Finds out how the encoder is called, before anything is trained, so that all steps compute in the same way.
+
+        Args:
+            several_sequences: whether a task takes rows of several sequences; of one task of each type.
+        """
+        models: Any = [self.tasks[task] for task in several_sequences]
+        self.call = find_call(self.encoder, models, list(several_sequences.values()))
+        if self.call.method is not Method.APART:
+            tried = zip(models, several_sequences.values(), strict=True)
+            tokens = {type(model): find_only_token(model, several) for model, several in tried}
+            found = {task: tokens.get(type(model)) for task, model in self.tasks.items()}
+            self.only_token = {task: token for task, token in found.items() if token is not None}
 
     def add_log_variances(self) -> None:
         """Gives each task a number to learn, from 0: the logarithm of how its labels vary around what is predicted."""
@@ -75,64 +94,110 @@ class MultitaskModel(nn.Module):
         (parameter,) = self.log_variances[task].parameters()
         return parameter
 
-    def forward(self, batches: Mapping[str, Inputs], max_tokens: int | None = None) -> dict[str, Tensor]:
-        """Runs the encoder and a task's head on each task's batch.
+    def forward(self, batch: Packed | Mapping[str, Inputs], apart: bool = False) -> dict[str, Tensor]:
+        """Runs the encoder, and each task's head on its own sequences.
 
         Args:
-            batches: keyword arguments of each task's model, `input_ids` and `attention_mask` among them; of no rows
-                where a device has no example of a task in this pass.
-            max_tokens: lets the encoder compute sequences of about one length together, whichever task they belong
-                to, with no more padded tokens than so many or than the batches have. None computes each batch by
-                itself, in its own shape.
+            batch: packed sequences; or padded keyword arguments of each task's model, each computed by itself.
+            apart: computes the tasks of a packed batch one by one, so that their gradients can be told apart.
 
         Returns:
             Logits of each task, shape (rows, outputs), or (rows, tokens, outputs) from heads that say something of
             each token, where what they say of padding means nothing. Those of no rows still depend on the task's own
             parameters (on all, if no task has rows), so that every process takes part in the same gradient exchange.
         """
-        filled = {task: inputs for task, inputs in batches.items() if len(inputs["input_ids"])}
-        plans = self._plans(filled, max_tokens)
-        ids = [group["input_ids"] for plan in plans for group in plan.groups]
-        self.computed_tokens += sum(of_group.numel() for of_group in ids)
-        first: Any = next(iter(self.tasks.values()))
-        logits: dict[str, Tensor] = {}
-        with words_looked_up(first.get_input_embeddings(), ids):
-            for plan in plans:
-                self.use_adapters(plan.adapters)
-                logits |= self._logits(plan)
-        for task in batches.keys() - filled.keys():
-            logits[task] = _no_rows(self.head_parameters(task) if filled else self.parameters())
-        return {task: logits[task] for task in batches}
-
-    def _plans(self, batches: Mapping[str, Inputs], max_tokens: int | None) -> list[Plan]:
-        by_adapters: dict[tuple[str, ...], dict[str, Inputs]] = {}
-        for task, inputs in batches.items():
-            by_adapters.setdefault(tuple(self.adapters.get(task, [])), {})[task] = inputs
-        first: Any = next(iter(self.tasks.values()))
-        all_tokens, plans = _num_tokens(batches), []
-        for adapters, own in by_adapters.items():
-            groups: list[Inputs] = list(own.values())
-            places: dict[str, Tensor] = {}
-            is_shared = len({id(inputs) for inputs in own.values()}) < len(own)
-            if self.is_groupable and (is_shared or max_tokens is not None):
-                share = max_tokens and max(_num_tokens(own), max_tokens * _num_tokens(own) // all_tokens)
-                groups, places = regroup(own, first.config.pad_token_id or 0, share)
-            plans.append(Plan(list(adapters), own, groups, places))
-        return plans
-
-    def _logits(self, plan: Plan) -> dict[str, Tensor]:
-        """Those of a plan's tasks, whose adapters are in use."""
-        models: dict[str, Any] = {task: self.tasks[task] for task in plan.batches}
-        if plan.places:
-            outputs = compute_together(models, modules_to_call(self.encoder), plan.batches, plan.groups, plan.places)
+        if isinstance(batch, Packed):
+            names = list(batch.spans)
+            filled = {task for task, span in batch.spans.items() if span.num_rows}
+            logits = self._packed_logits(batch, filled, apart)
         else:
-            outputs = {task: model(**plan.batches[task]) for task, model in models.items()}
-        return {task: logits_of(output) for task, output in outputs.items()}
+            names = list(batch)
+            filled = {task for task, inputs in batch.items() if len(inputs["input_ids"])}
+            logits = {task: self._padded_logits(task, batch[task]) for task in filled}
+        for task in names:
+            if task not in filled:
+                logits[task] = _no_rows(self.head_parameters(task) if filled else self.parameters())
+        return {task: logits[task] for task in names}
 
-    def use_adapters(self, names: list[str]) -> None:
-        """Lets the encoder compute with these adapters; which of them are trained stays as it is."""
-        for layer in self.lora_layers:
-            layer._active_adapter = names  # PEFT's own way, `set_adapter`, also freezes the others
+    def _padded_logits(self, task: str, inputs: Inputs) -> Tensor:
+        """Of one task that is computed by itself."""
+        self.computed_tokens += inputs["input_ids"].numel()
+        with route_to(self.routing, [(self.adapters.get(task, []), 0)]):
+            return logits_of(self.tasks[task](**inputs))
+
+    def _packed_logits(self, batch: Packed, tasks: set[str], apart: bool) -> dict[str, Tensor]:
+        names = [task for task in batch.spans if task in tasks]
+        if self.call.method is Method.APART:
+            return {task: self._padded_logits(task, self._padded(batch, task)) for task in names}
+        # Groups of about one length mix the tasks, whose tokens are then no ranges for their adapters.
+        is_mixed = self.call.method is Method.GROUPED and len({tuple(a) for a in self.adapters.values()}) > 1
+        if (apart or is_mixed) and len(tasks) > 1:
+            parts = [self._packed_logits(batch.only(task), {task}, apart) for task in names]
+            return {task: logits for part in parts for task, logits in part.items()}
+        if not tasks:
+            return {}
+        with route_to(self.routing, self._route(batch, tasks)):
+            if self.call.method is Method.PACKED:
+                states = packed_states(self.encoder, batch, self.call.first_position)
+                computed = batch.input_ids.numel()
+            else:
+                states, computed = grouped_states(self.encoder, batch, self.call.exact_lengths)
+        self.computed_tokens += computed
+        return self._head_logits(batch, states, names)
+
+    def _head_logits(self, batch: Packed, states: Tensor, tasks: list[str]) -> dict[str, Tensor]:
+        """The heads' answers to hidden states of shape (tokens, features)."""
+        places = {task: self._places(batch, task) for task in tasks}
+        # One choice for all tasks: the gradient of each would be as large as all states.
+        chosen = states.index_select(0, torch.cat([index.flatten() for index, _ in places.values()]))
+        parts = chosen.split([index.numel() for index, _ in places.values()])
+        logits = {}
+        for task, own in zip(tasks, parts, strict=True):
+            model: Any = self.tasks[task]
+            index, mask = places[task]
+            inputs = self._head_inputs(batch, task, index, mask)
+            with stub_of(model).holding(self.call.output_class(last_hidden_state=own.view(*index.shape, -1))):
+                logits[task] = logits_of(model(**inputs))
+        return logits
+
+    def _places(self, batch: Packed, task: str) -> tuple[Tensor, Tensor]:
+        """Where the tokens of a task's sequences are, shape (sequences, tokens), and which of them are no padding."""
+        sequences = batch.spans[task].sequences
+        bounds = batch.cu_seqlens[sequences.start : sequences.stop + 1].long()
+        firsts, ends = bounds[:-1, None], bounds[1:, None]
+        if task in self.only_token:
+            index = firsts if self.only_token[task] == FIRST else ends - 1
+            return index, torch.ones_like(index, dtype=torch.bool)
+        index = firsts + torch.arange(int(batch.lengths[sequences].max()), device=bounds.device)
+        return torch.where(index < ends, index, firsts), index < ends
+
+    def _head_inputs(self, batch: Packed, task: str, index: Tensor, mask: Tensor) -> Inputs:
+        span = batch.spans[task]
+        ids = batch.input_ids[0][index].masked_fill(~mask, self.encoder.config.pad_token_id or 0)
+        inputs = {"input_ids": ids, "attention_mask": mask.long()}
+        if span.per_row == 1:
+            return inputs
+        return {name: tensor.view(span.num_rows, span.per_row, -1) for name, tensor in inputs.items()}
+
+    def _padded(self, batch: Packed, task: str) -> Inputs:
+        """A task's sequences as its model takes them by itself."""
+        index, mask = self._places(batch, task)
+        inputs = self._head_inputs(batch, task, index, mask)
+        if batch.token_type_ids is not None:
+            types = batch.token_type_ids[0][index].masked_fill(~mask, 0)
+            inputs["token_type_ids"] = types.view_as(inputs["input_ids"])
+        return inputs
+
+    def _route(self, batch: Packed, tasks: set[str]) -> Route:
+        """The adapters that each task's tokens go through."""
+        names = {task: self.adapters.get(task, []) for task in batch.spans if task in tasks}
+        if len({tuple(of_task) for of_task in names.values()}) == 1:
+            return [(next(iter(names.values())), 0)]
+        route = [(of_task, int(batch.lengths[batch.spans[task].sequences].sum())) for task, of_task in names.items()]
+        assert sum(count for _, count in route) == batch.lengths.sum(), (
+            "tasks with adapters of their own share no rows"
+        )
+        return route
 
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
         """The parameters of one adapter; none, if there is no such adapter."""
@@ -141,18 +206,8 @@ class MultitaskModel(nn.Module):
 
     def head_parameters(self, task: str) -> list[nn.Parameter]:
         """The parameters that only `task` uses, those of its own adapter among them."""
-        shared = set(self.encoder.parameters()) - set(self.adapter_parameters(task))
-        own = [parameter for parameter in self.tasks[task].parameters() if parameter not in shared]
+        own = [*self.tasks[task].parameters(), *self.adapter_parameters(task)]
         return own + ([self.log_variance(task)] if task in self.log_variances else [])
-
-
-def _num_tokens(batches: Mapping[str, Inputs]) -> int:
-    return sum(inputs["input_ids"].numel() for inputs in batches.values())
-
-
-def shared_children(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
-    """The parts of a task's model that tasks share, by name: all of the encoder but its pooler."""
-    return [(name, child) for name, child in model.base_model.named_children() if name != "pooler"]
 
 
 def logits_of(output: ModelOutput) -> Tensor:
@@ -173,27 +228,25 @@ def _no_rows(parameters: Iterable[nn.Parameter]) -> Tensor:
 def checkpoint_gradients(model: MultitaskModel) -> None:
     """Lets the encoder's layers compute their activations again in the backward pass instead of keeping them.
 
-    The backward pass comes when all tasks have been computed, so each layer must be told again which adapters it had.
+    The backward pass comes when all tasks have been computed, so each layer is told again which adapters it had.
 
     Raises:
         UserError: if the encoder's family in `transformers` cannot.
     """
 
     @contextmanager
-    def with_adapters(names: list[str]) -> Iterator[None]:
-        model.use_adapters(names)
-        yield
+    def routed_again(route: Any) -> Iterator[None]:
+        with route_to(model.routing, route):
+            yield
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         """Called as a layer computes; around its first and its second computation."""
-        names = model.lora_layers[0]._active_adapter if model.lora_layers else []
-        return nullcontext(), with_adapters(names)
+        return nullcontext(), routed_again(model.routing.route)
 
-    for task_model in model.tasks.values():
-        assert isinstance(task_model, PreTrainedModel)
-        if not task_model.supports_gradient_checkpointing:
-            family = task_model.config.model_type
-            raise UserError(f"training.gradient_checkpointing: {family} does not support it in transformers")
-        task_model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
-        # Meant for `use_reentrant`; it would lead gradients through a frozen encoder down to its embeddings.
-        task_model.disable_input_require_grads()
+    encoder = model.encoder
+    if not encoder.supports_gradient_checkpointing:
+        family = encoder.config.model_type
+        raise UserError(f"training.gradient_checkpointing: {family} does not support it in transformers")
+    encoder.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    # Meant for `use_reentrant`; it would lead gradients through a frozen encoder down to its embeddings.
+    encoder.disable_input_require_grads()

@@ -14,8 +14,7 @@ from ..data.sources import find_in_mirror, go_offline_if_unreachable
 from ..errors import UserError, first_line
 from ..tasks.base import Task
 from ..utils import stable_seed
-from .encoder import can_compute_together, modules_to_call
-from .multitask import MultitaskModel, shared_children
+from .multitask import MultitaskModel
 
 
 def find_encoder(encoder: str, model_root: str | None = None) -> str:
@@ -126,13 +125,8 @@ def build_model(
             head = next(m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
             nn.init.constant_(head.bias, task.mean)
         multitask_model.add_task(task.name, model)
-    # Found out before anything is computed, so that every step of a run is computed in the same way.
     tasks_by_type = {task.type.name: task for task in tasks}
-    modules = modules_to_call(multitask_model.encoder)
-    multitask_model.is_groupable = all(
-        can_compute_together(multitask_model.tasks[task.name], modules, task.type.several_sequences)
-        for task in tasks_by_type.values()
-    )
+    multitask_model.find_call({task.name: task.type.several_sequences for task in tasks_by_type.values()})
     return multitask_model
 
 
@@ -143,9 +137,9 @@ def _load_pretrained(encoder: str, task: Task, config: PreTrainedConfig) -> PreT
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model.encoder: '{encoder}' for task {task.name}: {first_line(error)}") from error
-    shared = tuple(f"{model.base_model_prefix}.{name}." for name, _ in shared_children(model))
+    encoder_name, pooler = f"{model.base_model_prefix}.", f"{model.base_model_prefix}.pooler."
     not_loaded = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
-    absent = sorted(key for key in not_loaded if key.startswith(shared))
+    absent = sorted(key for key in not_loaded if key.startswith(encoder_name) and not key.startswith(pooler))
     if absent:
         raise UserError(
             f"model.encoder: '{encoder}' lacks weights that its configuration asks for: "

@@ -4,7 +4,7 @@ import inspect
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -45,6 +45,7 @@ class TaskType(ABC):
         input_names: what each input may also be called in rows to predict; the first is used for all tasks alike.
         reads_choices: whether the configuration names columns of choices.
         several_sequences: whether the head takes rows of several sequences, shape (rows, sequences, tokens).
+        has_token_labels: whether a row has a label for each of its tokens.
         answer_types: of what `answers` gives, by name, beside probabilities.
         problem_type: what `transformers` calls it in a model's configuration.
     """
@@ -62,6 +63,7 @@ class TaskType(ABC):
     input_names: ClassVar[tuple[tuple[str, ...], ...]] = (("text",), ("text_pair",))
     reads_choices: ClassVar[bool] = False
     several_sequences: ClassVar[bool] = False
+    has_token_labels: ClassVar[bool] = False
     answer_types: ClassVar[dict[str, pa.DataType]] = {"label": pa.string(), "score": pa.float64()}
     problem_type: ClassVar[
         Literal["regression", "single_label_classification", "multi_label_classification"] | None
@@ -117,7 +119,7 @@ class TaskType(ABC):
 
     def references(self, split: Split, names: Sequence[str]) -> Sequence | NDArray:
         """What is right, in the form of `predictions`."""
-        return np.asarray(split.rows["label"])
+        return split.row_labels
 
     @abstractmethod
     def answers(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -223,16 +225,17 @@ def register(task_type: TaskType) -> TaskType:
     return task_type
 
 
-def example_losses(task_type: TaskType, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+def example_losses(task_type: TaskType, logits: Tensor, labels: Tensor, is_row: Tensor | None = None) -> Tensor:
     """The loss of each example, shape (examples,); of no example, an empty tensor that still depends on the head.
 
     Args:
         task_type: of the task.
-        logits: of the batch.
-        batch: as `collate` makes it; the loss of what is no row is 0.
+        logits: of the examples.
+        labels: of the examples, as `data.packing.Pass` has them.
+        is_row: false for examples that only fill up a static shape; their loss is 0.
     """
-    losses = task_type.loss(logits.float(), batch["labels"]) if len(batch["labels"]) else logits.flatten()
-    return losses * batch["is_row"] if "is_row" in batch else losses
+    losses = task_type.loss(logits.float(), labels) if len(labels) else logits.flatten()
+    return losses if is_row is None else losses * is_row
 
 
 def pipeline_usage(hub_name: str, name: str, call: str) -> str:

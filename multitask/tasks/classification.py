@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
@@ -44,7 +43,7 @@ class Classification(TextTask):
         return of_classes(name, num_labels)
 
     def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
-        true, predicted = np.asarray(split.rows["label"]), logits.argmax(axis=-1)
+        true, predicted = split.row_labels, logits.argmax(axis=-1)
         return confusion(true, predicted, labels), judged_classes(true, predicted, logits, labels)
 
     def usage(self, name: str, num_inputs: int) -> str:

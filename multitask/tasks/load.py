@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ..config.schema import TaskConfig
 from ..data.columns import Layout
 from ..data.sources import load_splits
-from ..data.split import COUNTS, Split
+from ..data.split import COUNTS, Ragged, Split
 from ..errors import UserError, hint
 from ..utils import stable_seed
 from .base import TASK_TYPES, Task, TaskType
@@ -101,7 +103,7 @@ def load_task(
         name=name,
         type=task_type,
         labels=labels,
-        mean=float(np.mean(train_split.rows["label"])) if task_type.problem_type == "regression" else 0.0,
+        mean=float(np.mean(train_split.row_labels)) if task_type.problem_type == "regression" else 0.0,
         metrics=metrics,
         weight=config.weight,
         train=train_split,
@@ -172,13 +174,17 @@ def layout_of(config: TaskConfig, labels: tuple[str, ...], is_numbered: bool) ->
 
 
 def as_split(encoded: Dataset, sequences: int, task_type: TaskType, num_examples: int) -> Split:
-    """Parts what a type's `encode` made into what the model reads and what is known about it."""
-    length, tokens, truncated = (np.asarray(encoded.data.column(count)) for count in COUNTS)
-    read = [column for column in ("input_ids", "token_type_ids", "label") if column in encoded.column_names]
+    """What a type's `encode` made, as flat arrays."""
+    columns = {name: encoded.data.column(name) for name in encoded.column_names}
+    length, tokens, truncated = (np.asarray(columns[count]) for count in COUNTS)
+    types, labels = columns.get("token_type_ids"), columns.get("label")
+    read = [name for name in ("input_ids", "token_type_ids", "label", *COUNTS) if name in columns]
     label = task_type.columns["label"]
     return Split(
-        rows=encoded.select_columns(read),
-        notes=encoded.remove_columns([*read, *COUNTS]),
+        input_ids=Ragged.of(columns["input_ids"]),
+        token_type_ids=None if types is None else Ragged.of(types),
+        labels=None if labels is None else _as_labels(labels, has_one_a_token=task_type.has_token_labels),
+        notes=encoded.remove_columns(read),
         sequences=sequences,
         label_dtype=getattr(torch, (label.feature if isinstance(label, List) else label).dtype),
         length=length,
@@ -186,3 +192,11 @@ def as_split(encoded: Dataset, sequences: int, task_type: TaskType, num_examples
         truncated=int(truncated.sum()),
         num_examples=num_examples,
     )
+
+
+def _as_labels(column: pa.ChunkedArray, has_one_a_token: bool) -> NDArray | Ragged:
+    if has_one_a_token:
+        return Ragged.of(column)
+    if pa.types.is_list(column.type):  # one number for each label
+        return column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
+    return column.to_numpy()

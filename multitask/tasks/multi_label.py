@@ -70,7 +70,7 @@ class MultiLabelClassification(TextTask):
         return math.log(2)  # each label is a yes or no of its own
 
     def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
-        true, predicted, sure = np.asarray(split.rows["label"]) > 0.5, logits > 0, expit(logits)
+        true, predicted, sure = split.row_labels > 0.5, logits > 0, expit(logits)
         found, missed, wrong = (true & predicted).sum(0), (true & ~predicted).sum(0), (~true & predicted).sum(0)
         most = np.argsort(-(found + missed + wrong), kind="stable")[:MOST_LABELS]
         bars = {labels[i]: [int(found[i]), int(missed[i]), int(wrong[i])] for i in most}

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
@@ -71,7 +70,7 @@ class MultipleChoice(TextTask):
         return tuple(str(position) for position in range(len(first)))
 
     def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
-        true, predicted = np.asarray(split.rows["label"]), logits.argmax(axis=-1)
+        true, predicted = split.row_labels, logits.argmax(axis=-1)
         shown = [f"choice {number + 1}" for number in range(len(labels))]
         numbers = [str(number) for number in range(len(labels))]
         return confusion(true, predicted, shown), judged_classes(true, predicted, logits, numbers)

@@ -46,6 +46,7 @@ class QuestionAnswering(TaskType):
     num_default_metrics = 2
     prediction = Value("string")
     reference = List(Value("string"))
+    has_token_labels = True
     num_inputs = (2, 2)
     inputs_wanted = "those of the question and of its context are needed"
     input_names = (("question", "text"), ("context", "text_pair"))

@@ -68,7 +68,7 @@ class Regression(TextTask):
         return 1.0
 
     def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
-        true, predicted = np.asarray(split.rows["label"], np.float64), logits[:, 0].astype(np.float64)
+        true, predicted = split.row_labels.astype(np.float64), logits[:, 0].astype(np.float64)
         some = np.unique(np.linspace(0, len(true) - 1, MOST_POINTS).astype(int))
         points = {key: [float(f"{x:.4g}") for x in of[some]] for key, of in (("true", true), ("predicted", predicted))}
         judged: Judged = [(f"{p:.2f}", f"{t:.2f}", None, abs(p - t)) for p, t in zip(predicted, true, strict=True)]

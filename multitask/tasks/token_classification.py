@@ -37,6 +37,7 @@ class TokenClassification(TaskType):
     }
     metrics = ("f1", "precision", "recall", "accuracy")
     prediction = reference = List(Value("string"))
+    has_token_labels = True
     num_inputs = (1, 1)
     inputs_wanted = "the column with the words is needed"
     input_names = (("words", "text"),)

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import torch
 
-from multitask.data.split import Split
+from multitask.data.split import Ragged, Split
 from multitask.mixture.mixture import Mixture
 
 # Rows of the tasks of GLUE (Wang et al. 2019).
@@ -16,14 +16,23 @@ GLUE = {"cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363846, "stsb": 5749, 
 def make_split(num_rows: int, sequences: int = 1, seed: int = 0) -> Split:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, 40, (num_rows, sequences))
-    rows = {
-        "input_ids": [[[row + 1] * n for n in of_row] for row, of_row in enumerate(lengths.tolist())],
-        "token_type_ids": [[[1] * n for n in of_row] for of_row in lengths.tolist()],
-        "label": list(range(num_rows)),
-    }
+    sizes = lengths.ravel().astype(np.int64)
+    starts = np.cumsum(sizes) - sizes
+    ids = np.repeat(np.repeat(np.arange(num_rows) + 1, sequences), sizes)
+    first = np.zeros(1, np.int64)
     longest, total = lengths.max(1).astype(np.int32), lengths.sum(1).astype(np.int32)
-    nothing = datasets.Dataset.from_dict({})
-    return Split(datasets.Dataset.from_dict(rows), nothing, sequences, torch.int64, longest, total, 0, num_rows)
+    return Split(
+        input_ids=Ragged([ids], first, starts, sizes),
+        token_type_ids=Ragged([np.ones_like(ids)], first, starts, sizes),
+        labels=np.arange(num_rows),
+        notes=datasets.Dataset.from_dict({}),
+        sequences=sequences,
+        label_dtype=torch.int64,
+        length=longest,
+        tokens=total,
+        truncated=0,
+        num_examples=num_rows,
+    )
 
 
 SPLITS = {"single": make_split(40), "choice": make_split(90, sequences=3, seed=1), "rare": make_split(5, seed=2)}

@@ -4,7 +4,10 @@ import json
 import random
 from pathlib import Path
 
-from multitask.data.packing import collate
+import numpy as np
+
+from multitask.data.packing import pack
+from multitask.data.static_shapes import collate
 
 from .encoders import WORDS
 
@@ -80,5 +83,17 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def padded(split, rows, pad_token_id):
+    """Rows of a split as a task's model takes them by itself, with their labels."""
+    inputs, labels = collate(split, rows, pad_token_id)
+    return {"inputs": inputs, "labels": labels}
+
+
 def batch_of(tasks, tokenizer, rows=range(6)):
-    return {task.name: collate(task.train, list(rows), tokenizer.pad_token_id) for task in tasks}
+    return {task.name: padded(task.train, list(rows), tokenizer.pad_token_id) for task in tasks}
+
+
+def packed_of(tasks, rows=range(6)):
+    """The same rows packed, as a pass."""
+    numbers = np.array(rows, np.int64)
+    return pack({task.name: numbers for task in tasks}, {task.name: task.train for task in tasks})

@@ -230,7 +230,7 @@ def flat(value):
 def test_the_encoder_computes_once_for_tasks_that_read_the_same(folder, monkeypatch):
     predictor = Predictor(str(folder))
     calls = []
-    layer = predictor.model.encoder["encoder"].layer[0]
+    layer = predictor.model.encoder.encoder.layer[0]
     layer.register_forward_hook(lambda *_: calls.append(1))
     predictor([ROW] * 3, ["animal", "topics", "tags"])
     assert len(calls) == 1  # the same single text
@@ -244,7 +244,7 @@ def test_the_encoder_computes_once_for_tasks_that_read_the_same(folder, monkeypa
 def test_tasks_with_adapters_of_their_own_are_computed_alone(folder):
     predictor = Predictor(str(folder))
     calls = []
-    predictor.model.encoder["encoder"].layer[0].register_forward_hook(lambda *_: calls.append(1))
+    predictor.model.encoder.encoder.layer[0].register_forward_hook(lambda *_: calls.append(1))
     predictor(ROW, ["animal", "topics", "tags"])
     assert len(calls) == 3
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from helpers.tasks import padded
 
 from multitask import Predictor
 from multitask.cli.arguments import read_command
 from multitask.data.loader import StepDataset
-from multitask.data.packing import collate
 from multitask.mixture.mixture import Mixture
 from multitask.mixture.sampling import sampling_shares
 from multitask.model.pretrained import find_encoder, load_tokenizer
@@ -44,7 +44,7 @@ def test_the_tasks_are_read_as_their_authors_publish_them(tasks):
     }
     assert [task.labels for task in tasks] == [(), ("entailment", "not_entailment"), ("0", "1", "2", "3", "4")]
     assert sum(int(task.train.tokens.sum()) for task in tasks) == pytest.approx(1.30e6, rel=0.01)
-    labels = {task.name: task.train.rows["label"][:] for task in tasks}
+    labels = {task.name: task.train.row_labels.tolist() for task in tasks}
     assert sum(labels["stsb"]) / 5749 == pytest.approx(2.701, abs=0.001)
     assert sum(labels["rte"]) == 1241  # not_entailment; 1,249 entailments
     assert set(labels["commonsense_qa"]) == {0, 1, 2, 3, 4}
@@ -85,7 +85,7 @@ def test_a_short_run_trains_evaluates_and_exports(options, tasks, program, tmp_p
     # On real rows, the exported models and the checkpoint compute the same.
     model = Predictor(str(tmp_path / "run")).model
     for task in tasks:
-        inputs = collate(task.validation, range(20), 0)["inputs"]
+        inputs = padded(task.validation, range(20), 0)["inputs"]
         exported = task.type.auto_class.from_pretrained(tmp_path / "run" / "export" / task.name).eval()
         with torch.no_grad():
             difference = exported(**inputs).logits - model({task.name: inputs})[task.name]

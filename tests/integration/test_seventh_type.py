@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -68,7 +67,7 @@ class Ranking(TaskType):
         return of_classes(name, num_labels)
 
     def look(self, split, logits, labels):
-        true, predicted = np.asarray(split.rows["label"]), logits.argmax(axis=-1)
+        true, predicted = split.row_labels, logits.argmax(axis=-1)
         return confusion(true, predicted, labels), judged_classes(true, predicted, logits, labels)
 
     def usage(self, name, num_inputs):

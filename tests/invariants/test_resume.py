@@ -247,7 +247,8 @@ def test_a_checkpoint_is_read_without_pickle(run, tmp_path):
         for p in (tmp_path / "run" / "checkpoints").rglob("*")
         if p.is_file()
     }
-    assert {name.split("/")[0] for name in files} == {"step-00000006", "step-00000008"}
+    best = SavedState.read(checkpoints_in(tmp_path / "run")[0]).best["step"]
+    assert {name.split("/")[0] for name in files} == {step_name(step) for step in {6, 8, best}}
     assert {Path(name).suffix for name in files} == {".safetensors", ".json", ".jsonl", ".yaml"}
     checkpoint = checkpoints_in(tmp_path / "run")[0]
     weights, memory = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "optimizer"))

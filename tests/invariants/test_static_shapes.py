@@ -17,7 +17,7 @@ from helpers.tasks import ALL_TASKS
 import run_multitask
 from multitask.cli.arguments import read_command
 from multitask.data.loader import StepDataset
-from multitask.data.packing import collate, num_graphs, static_lengths
+from multitask.data.static_shapes import collate, num_graphs, static_lengths
 from multitask.errors import UserError
 from multitask.evaluation.evaluate import predict
 from multitask.training.xla import uses_static_shapes
@@ -82,15 +82,16 @@ def test_a_task_has_one_shape_for_each_length(max_tokens, num_devices):
         for item in items:
             tasks_of_passes.append([])
             for part in item.passes:
-                (task,) = [task for task, batch in part.items() if len(batch["labels"])]
+                (task,) = [task for task, labels in part.labels.items() if len(labels)]
                 tasks_of_passes[-1].append(task)
-                ids = part[task]["inputs"]["input_ids"]
+                ids = part.inputs[task]["input_ids"]
                 seen[task].add(tuple(ids.shape))
         assert tasks_of_passes == [tasks_of_passes[0]] * num_devices  # the same modules in the same order
         assert set(tasks_of_passes[0]) == set(SPLITS)  # also where a task has no row in the step
         for task in SPLITS:
-            batches = [part[task] for item in items for part in item.passes if "is_row" in part[task]]
-            labels = torch.cat([batch["labels"][batch["is_row"]] for batch in batches])
+            passes = [part for item in items for part in item.passes]
+            labels = torch.cat([part.labels[task][part.is_row[task]] for part in passes])
+            assert len(labels) == sum(part.num_rows[task] for part in passes)
             assert sorted(labels.tolist()) == sorted(expected[task].tolist())
     for task, shapes in seen.items():
         lengths = {shape[-1] for shape in shapes}
@@ -106,11 +107,10 @@ def test_lengths_are_powers_of_two_and_the_longest():
 def test_labels_of_tokens_are_as_long_as_the_tokens(make):
     _, tasks, tokenizer = make("bert", ["topics", "tags", "find"])
     for task in tasks:
-        batch = collate(task.train, [0, 1], tokenizer.pad_token_id, (5, 64))
-        assert batch["inputs"]["input_ids"].shape == (5, 64)
-        assert batch["labels"].shape == (5, 3 if task.name == "topics" else 64)
-        assert batch["is_row"].tolist() == [True, True, False, False, False]
-        assert (batch["inputs"]["attention_mask"].sum(1) > 0).all()
+        inputs, labels = collate(task.train, [0, 1], tokenizer.pad_token_id, (5, 64))
+        assert inputs["input_ids"].shape == (5, 64)
+        assert labels.shape == (5, 3 if task.name == "topics" else 64)
+        assert (inputs["attention_mask"].sum(1) > 0).all()
 
 
 def test_they_are_on_by_themselves_on_xla_and_with_fsdp_alone():

@@ -11,11 +11,10 @@ import pytest
 import torch
 import transformers
 from helpers.runs import assert_same_curve, assert_same_weight, curve, weights
-from helpers.tasks import TASKS, make_rows, read_jsonl, write_jsonl
+from helpers.tasks import TASKS, make_rows, padded, read_jsonl, write_jsonl
 
 import run_multitask
 from multitask.cli.arguments import read_command
-from multitask.data.packing import collate
 from multitask.mixture.mixture import Mixture
 from multitask.model.pretrained import build_model, load_tokenizer
 from multitask.tasks.load import load_task
@@ -169,7 +168,7 @@ def test_the_run_is_the_one_that_the_design_describes(train, mixture_config):
         total = 0.0
         for task in tasks:
             for row in mixture(step)[task.name]:
-                batch = collate(task.train, [row], 0)
+                batch = padded(task.train, [row], 0)
                 logits = model({task.name: batch["inputs"]})[task.name]
                 if task.type.name == "regression":
                     loss = (logits[0, 0] - batch["labels"][0]) ** 2

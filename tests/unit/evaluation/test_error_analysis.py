@@ -54,7 +54,7 @@ def test_pictures_count_every_row(seen):
         map(len, seen["tags"][1].validation.notes["word_labels"])
     )
     assert np.sum(list(seen["find"][0]["picture"]["bars"].values())) == 17
-    true = np.asarray(seen["topics"][1].validation.rows["label"])
+    true = seen["topics"][1].validation.row_labels
     found = np.asarray(list(seen["topics"][0]["picture"]["bars"].values()))  # found, missed, wrong
     assert found[:, :2].sum() == true.sum()
 
@@ -62,13 +62,13 @@ def test_pictures_count_every_row(seen):
 def test_mistakes_are_those_the_model_is_surest_of(seen):
     shown, task, logits = seen["animal"]
     sure = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    true = np.asarray(task.validation.rows["label"])
+    true = task.validation.row_labels
     wrong = [(sure[row].max(), row) for row in range(17) if logits[row].argmax() != true[row]]
     expected = [row for _, row in sorted(wrong, reverse=True)][:NUM_MISTAKES]
     assert [row["row"] for row in shown["mistakes"]] == expected
     assert all(row["predicted"] != row["right"] for row in shown["mistakes"])
     shown, task, logits = seen["similar"]
-    errors = np.abs(logits[:, 0] - np.asarray(task.validation.rows["label"]))
+    errors = np.abs(logits[:, 0] - task.validation.row_labels)
     assert [row["row"] for row in shown["mistakes"]] == np.argsort(-errors, kind="stable")[:NUM_MISTAKES].tolist()
 
 

@@ -108,9 +108,13 @@ def test_predictions_come_in_the_order_of_the_rows(encoders, task_files, max_tok
     model = build_model(str(encoders("bert")), [task]).eval()
     together = predict(model, "choice", task.validation, Accelerator(cpu=True), 0, max_tokens)
     assert together.shape == (17, 3) and not np.isnan(together).any()
-    for row, texts in enumerate(task.validation.rows["input_ids"]):
+    for row in range(17):
+        texts = [task.validation.sequence(row, n) for n in range(3)]
         one = tokenizer.pad({"input_ids": texts}, return_tensors="pt")
-        types = tokenizer.pad({"input_ids": task.validation.rows[row]["token_type_ids"]}, return_tensors="pt")
+        ids = task.validation.token_type_ids
+        types = tokenizer.pad(
+            {"input_ids": [ids[np.array([row * 3 + n])].tolist() for n in range(3)]}, return_tensors="pt"
+        )
         logits = model.tasks["choice"](
             input_ids=one["input_ids"][None],
             attention_mask=one["attention_mask"][None],
@@ -120,7 +124,7 @@ def test_predictions_come_in_the_order_of_the_rows(encoders, task_files, max_tok
 
     results = evaluate_tasks([task], lambda *_: together)
     correct = [
-        int(logits.argmax()) == label for logits, label in zip(together, task.validation.rows["label"], strict=True)
+        int(logits.argmax()) == label for logits, label in zip(together, task.validation.row_labels, strict=True)
     ]
     assert results == {"choice": {"accuracy": pytest.approx(sum(correct) / 17)}}
     table = results_table(results, [task]).splitlines()

@@ -13,14 +13,13 @@ import torch
 import transformers
 from helpers.encoders import ENCODER_CONFIGS
 from helpers.runs import assert_same_curve, curve
-from helpers.tasks import ALL_TASKS, TASKS, batch_of
+from helpers.tasks import ALL_TASKS, TASKS, batch_of, padded
 from safetensors.torch import load_file, save_file
 
 import multitask.model.multitask
 import run_multitask
 from multitask.checkpoints.format import load_trained_weights, trained_weights
 from multitask.cli.console import parameters_table
-from multitask.data.packing import collate
 from multitask.errors import UserError
 from multitask.model.export import export_tasks
 from multitask.model.lora import SHARED, add_adapters
@@ -123,7 +122,7 @@ def test_a_sub_batch_trains_its_own_adapter_and_the_shared_one(adapted):
 
 def test_a_task_without_rows_reaches_its_own_adapter_with_zero(adapted):
     model, tasks, _, batches = adapted("bert", "both")
-    batches["animal"] = collate(tasks[1].train, [], 0)
+    batches["animal"] = padded(tasks[1].train, [], 0)
     logits = model({name: batch["inputs"] for name, batch in batches.items()})
     logits["animal"].sum().backward()
     assert {id(p) for p in model.parameters() if p.grad is not None} == {
@@ -215,7 +214,7 @@ def test_gradient_checkpointing_keeps_gradients_out_of_a_frozen_encoder(make):
     model.encoder.requires_grad_(False)
     checkpoint_gradients(model.train())
     states = []
-    model.encoder["encoder"].register_forward_hook(lambda _, __, out: states.append(out[0]))
+    model.encoder.encoder.register_forward_hook(lambda _, __, out: states.append(out[0]))
     backward(model, tasks, batch_of(tasks, tokenizer))
     assert len(states) == 3 and not any(state.requires_grad for state in states)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 from helpers.encoders import ENCODER_CONFIGS
-from helpers.tasks import ALL_TASKS, batch_of
+from helpers.tasks import ALL_TASKS, batch_of, padded
 
-from multitask.data.packing import collate
+from multitask.data.packing import pack
 from multitask.errors import UserError
 from multitask.model.export import export_tasks
 from multitask.model.multitask import logits_of
@@ -70,7 +70,7 @@ def test_one_encoder_serves_all_types_of_tasks(make, family):
         assert encoder <= {p.data_ptr() for p in task_model.parameters()}
 
     # Every parameter takes part, so data-parallel training need not search for unused ones.
-    losses = {task.name: example_losses(task.type, logits[task.name], batches[task.name]) for task in tasks}
+    losses = {task.name: example_losses(task.type, logits[task.name], batches[task.name]["labels"]) for task in tasks}
     assert all(loss.shape == (6,) and (loss > 0).all() for loss in losses.values())
     sum(loss.sum() for loss in losses.values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -131,7 +131,7 @@ def test_the_pretrained_weights_are_loaded(make, encoders):
     pretrained = transformers.AutoModel.from_pretrained(encoders("roberta"))
     for name in ("embeddings", "encoder"):
         for key, value in getattr(pretrained, name).state_dict().items():
-            assert torch.equal(value, model.encoder[name].state_dict()[key])
+            assert torch.equal(value, getattr(model.encoder, name).state_dict()[key])
     # RoBERTa's multiple-choice class has a pooler, its classification class has none; BERT's both have their own.
     assert model.tasks["animal"].base_model.pooler is None
     assert torch.equal(model.tasks["choice"].base_model.pooler.dense.weight, pretrained.pooler.dense.weight)
@@ -143,7 +143,7 @@ def test_the_pretrained_weights_are_loaded(make, encoders):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_regression_head_starts_at_the_mean_of_its_labels(make, family):
     model, tasks, tokenizer = make(family, names=["similar", "animal"])
-    mean = np.mean(tasks[0].train.rows["label"])
+    mean = np.mean(tasks[0].train.row_labels)
     (bias,) = [p for p in model.head_parameters("similar") if p.shape == (1,)]
     assert mean > 1.5 and bias.item() == pytest.approx(mean)
     with torch.no_grad():
@@ -175,9 +175,9 @@ def test_dropout_is_set_everywhere(make, family):
 def test_a_task_without_rows_reaches_its_own_parameters_only(make):
     model, tasks, tokenizer = make("bert")
     batches = batch_of(tasks, tokenizer)
-    batches["animal"] = collate(tasks[1].train, [], 0)
+    batches["animal"] = padded(tasks[1].train, [], 0)
     logits = model({name: batch["inputs"] for name, batch in batches.items()})
-    losses = {t.name: example_losses(t.type, logits[t.name], batches[t.name]).sum() for t in tasks}
+    losses = {t.name: example_losses(t.type, logits[t.name], batches[t.name]["labels"]).sum() for t in tasks}
     assert losses["animal"].item() == 0
     losses["animal"].backward()
     touched = {id(p) for p in model.parameters() if p.grad is not None}
@@ -187,9 +187,9 @@ def test_a_task_without_rows_reaches_its_own_parameters_only(make):
 
 def test_a_pass_without_any_row_reaches_every_parameter_with_zero(make):
     model, tasks, _ = make("bert", ALL_TASKS)
-    batches = {task.name: collate(task.train, [], 0) for task in tasks}
+    batches = {task.name: padded(task.train, [], 0) for task in tasks}
     logits = model({name: batch["inputs"] for name, batch in batches.items()})
-    losses = [example_losses(t.type, logits[t.name], batches[t.name]) for t in tasks]
+    losses = [example_losses(t.type, logits[t.name], batches[t.name]["labels"]) for t in tasks]
     assert [tuple(loss.shape) for loss in losses] == [(0,)] * 6
     sum(loss.sum() for loss in losses).backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
@@ -270,13 +270,13 @@ def test_a_head_is_new_also_on_an_encoder_saved_from_a_task_model(make, tmp_path
     export_tasks(model, tokenizer, tmp_path)
     again = build_model(str(tmp_path / "similar"), tasks, seed=5)
     assert torch.equal(
-        again.encoder["embeddings"].word_embeddings.weight, model.encoder["embeddings"].word_embeddings.weight
+        again.encoder.embeddings.word_embeddings.weight, model.encoder.embeddings.word_embeddings.weight
     )
     for task in ("similar", "animal", "choice"):
         assert not torch.equal(again.tasks[task].classifier.weight, model.tasks[task].classifier.weight)
     assert again.tasks["choice"].config.problem_type is None
     assert again.tasks["choice"].classifier.bias.item() == 0  # and not the mean of the right choices' positions
-    assert again.tasks["similar"].classifier.bias.item() == pytest.approx(np.mean(tasks[0].train.rows["label"]))
+    assert again.tasks["similar"].classifier.bias.item() == pytest.approx(np.mean(tasks[0].train.row_labels))
 
 
 def test_a_max_length_beyond_the_encoder_is_refused(encoders):
@@ -303,24 +303,25 @@ def lookups_in(graph, weight) -> int:
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("mpnet", "deberta-v2")])
 def test_words_are_looked_up_once_a_pass_and_nothing_changes(make, family):
+    """The gradient of a lookup is as large as the vocabulary."""
     model, tasks, tokenizer = make(family, ALL_TASKS, dropout=0.0)
-    batches = {name: batch["inputs"] for name, batch in batch_of(tasks, tokenizer).items()}
-    weight = model.tasks["animal"].get_input_embeddings().weight
+    weight = model.encoder.get_input_embeddings().weight
+    rows, nothing = np.arange(6), np.empty(0, np.int64)
 
     def gradients(*passes) -> dict[str, torch.Tensor]:
         model.zero_grad()
-        for of_tasks in passes:
-            nothing = {name: {"input_ids": torch.zeros(0, 1)} for name in batches.keys() - set(of_tasks)}
-            logits = model({name: batches[name] for name in of_tasks} | nothing)
+        for names in passes:
+            of_tasks = {task.name: rows if task.name in names else nothing for task in tasks}
+            logits = model(pack(of_tasks, {task.name: task.train for task in tasks}).inputs)
             loss = sum(of_task.square().sum() for of_task in logits.values())
             assert lookups_in(loss.grad_fn, weight) == 1
             loss.backward()
         return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
-    together = gradients(batches)
-    for name, apart in gradients(*([name] for name in batches)).items():
+    together = gradients(list(ALL_TASKS))
+    for name, apart in gradients(*([name] for name in ALL_TASKS)).items():
         torch.testing.assert_close(together[name], apart, rtol=1e-4, atol=1e-5)
 
 

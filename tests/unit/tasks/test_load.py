@@ -2,6 +2,7 @@ import inspect
 import json
 
 import datasets
+import numpy as np
 import pandas
 import pytest
 from helpers.tasks import make_rows, write_jsonl
@@ -29,7 +30,9 @@ def load(encoders, tmp_path):
 
 
 def ids(task, split="train"):
-    return [row["input_ids"] for row in getattr(task, split).rows]
+    """The tokens of each row's sequences."""
+    of_split = getattr(task, split)
+    return [[of_split.sequence(row, n) for n in range(of_split.sequences)] for row in range(len(of_split))]
 
 
 # -- what a row becomes ------------------------------------------------------------------------------------------------
@@ -41,7 +44,7 @@ def test_one_and_two_inputs(load):
     two = load(rows, type="regression", inputs=["a", "b"])
     assert ids(one) == [[[2, 4, 6, 3]]]  # [CLS] the cat [SEP]
     assert ids(two) == [[[2, 4, 6, 3, 5, 7, 3]]]
-    assert two.train.rows[0]["token_type_ids"] == [[0, 0, 0, 0, 1, 1, 1]]
+    assert two.train.token_type_ids[np.array([0])].tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert two.train.length.tolist() == two.train.tokens.tolist() == [7]
 
 
@@ -50,7 +53,7 @@ def test_a_choice_is_a_sequence_and_stands_second(load):
     task = load([row], type="multiple_choice", inputs=["q"], choices="options")
     assert ids(task) == [[[2, 4, 6, 3, 5, 7, 3], [2, 4, 6, 3, 8, 3]]]
     assert (task.train.length.tolist(), task.train.tokens.tolist(), task.train.sequences) == ([7], [13], 2)
-    assert task.train.rows["label"][:] == [1]
+    assert task.train.row_labels.tolist() == [1]
 
 
 def test_choices_in_columns_follow_the_second_input(load):
@@ -64,7 +67,7 @@ def test_choices_in_columns_follow_the_second_input(load):
 def test_any_number_of_choices(load, num_choices):
     rows = [{"q": "cat", "options": ["dog"] * num_choices, "label": i} for i in range(num_choices)]
     task = load(rows, type="multiple_choice", inputs=["q"], choices="options")
-    assert task.train.rows["label"][:] == list(range(num_choices)) and task.train.sequences == num_choices
+    assert task.train.row_labels.tolist() == list(range(num_choices)) and task.train.sequences == num_choices
 
 
 def test_dotted_paths_lead_through_mappings_and_lists(load):
@@ -81,7 +84,7 @@ def test_dotted_paths_lead_through_mappings_and_lists(load):
         label="key",
     )
     assert ids(task) == [[[2, 4, 6, 3, 7, 3], [2, 4, 6, 3, 8, 3]]]
-    assert task.train.rows["label"][:] == [1]
+    assert task.train.row_labels.tolist() == [1]
     assert value_at({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
     assert value_at({"a": [{"b": 1}, {"b": None}]}, "a.b") == [1, None]
 
@@ -99,7 +102,7 @@ def test_dotted_paths_lead_through_mappings_and_lists(load):
 )
 def test_kinds_of_labels(load, values, labels, numbers):
     task = load([{"a": "cat", "label": v} for v in values], type="classification", inputs=["a"])
-    assert (task.labels, task.train.rows["label"][:]) == (labels, numbers)
+    assert (task.labels, task.train.row_labels.tolist()) == (labels, numbers)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_kinds_of_labels(load, values, labels, numbers):
 def test_kinds_of_label_lists(load, values, labels, numbers):
     rows = [{"a": "cat", "label": value} for value in values]
     task = load(rows, type="multi_label_classification", inputs=["a"])
-    assert (task.labels, task.train.rows["label"][:]) == (labels, numbers)
+    assert (task.labels, task.train.row_labels.tolist()) == (labels, numbers)
     assert task.metrics == ("f1_micro", "f1_macro")
 
 
@@ -133,7 +136,8 @@ def test_lists_of_the_hubs_class_labels(load, tmp_path, kind):
     task = load([], type=kind, inputs=["a"], dataset="parquet", data_files=files)
     assert task.labels == ("O", "B-X", "I-X")
     expected = [1, 1, 0] if kind.startswith("multi") else [-100, 1, 0, -100]
-    assert task.train.rows["label"][:] == [expected]
+    labels = task.train.labels
+    assert (labels.tolist() if kind.startswith("multi") else [labels[np.array([0])].tolist()]) == [expected]
 
 
 def test_a_class_label_in_a_nested_row_keeps_its_names(load, tmp_path):
@@ -142,7 +146,7 @@ def test_a_class_label_in_a_nested_row_keeps_its_names(load, tmp_path):
     rows.to_parquet(tmp_path / "rows.parquet")
     files = {"train": str(tmp_path / "rows.parquet")}
     task = load([], type="classification", inputs=["a"], label="x.y", dataset="parquet", data_files=files)
-    assert (task.labels, task.train.rows["label"][:]) == (("no", "yes"), [1, 1])
+    assert (task.labels, task.train.row_labels.tolist()) == (("no", "yes"), [1, 1])
 
 
 @pytest.mark.parametrize("column", ["a", "label"])
@@ -166,7 +170,7 @@ def test_what_is_cached_is_what_this_code_encodes(load, tmp_path, monkeypatch):
     options = {"type": "regression", "inputs": ["a"], "data_files": files}
 
     def fingerprint(**changes) -> str:
-        return load([], **options | changes).train.rows._fingerprint
+        return load([], **options | changes).train.notes._fingerprint
 
     tokenizer = inspect.getclosurevars(load).nonlocals["tokenizer"]
     before = fingerprint()
@@ -187,14 +191,14 @@ def test_splits_may_write_the_same_label_differently(load):
     options = {"type": "classification", "inputs": ["a"]}
     for value in (1.0, "1", 1):
         task = load(train, [{"a": "cat", "label": value}], **options)
-        assert task.validation.rows["label"][:] == [1]
+        assert task.validation.row_labels.tolist() == [1]
 
 
 def test_the_right_choice_may_be_a_float_or_a_boolean(load):
     rows = [{"q": "cat", "options": ["a", "b"], "label": value} for value in (True, False)]
     options = {"type": "multiple_choice", "inputs": ["q"], "choices": "options"}
-    assert load(rows, **options).train.rows["label"][:] == [1, 0]
-    assert load([row | {"label": float(row["label"])} for row in rows], **options).train.rows["label"][:] == [1, 0]
+    assert load(rows, **options).train.row_labels.tolist() == [1, 0]
+    assert load([row | {"label": float(row["label"])} for row in rows], **options).train.row_labels.tolist() == [1, 0]
 
 
 def test_minus_one_is_a_label_where_train_has_it(load):
@@ -212,7 +216,7 @@ def test_a_csv_file_says_what_it_says(load, tmp_path):
     task = load(
         [], type="classification", dataset="csv", data_files={"train": str(path)}, inputs=["text"], label="topic"
     )
-    assert task.labels == ("None", "null") and task.train.rows["label"][:] == [0, 1, 0]
+    assert task.labels == ("None", "null") and task.train.row_labels.tolist() == [0, 1, 0]
     path.write_text("text,topic\ncat,1\ndog,\n")
     with pytest.raises(UserError, match="tasks.t: train row 1: the label in column 'topic' is empty"):
         load([], type="regression", dataset="csv", data_files={"train": str(path)}, inputs=["text"], label="topic")
@@ -234,7 +238,7 @@ def test_class_labels_of_a_folder_under_data_root(encoders, tmp_path):
     options, root = hub_folder(tmp_path, rows, [{"a": "bird", "label": -1}], features)
     tokenizer = load_tokenizer(str(encoders("bert")), 64)
     task = load_task("t", TaskConfig(type="classification", inputs=["a"], **options), tokenizer, 64, root)
-    assert (task.labels, task.train.rows["label"][:]) == (("pos", "neg"), [1, 0])
+    assert (task.labels, task.train.row_labels.tolist()) == (("pos", "neg"), [1, 0])
     assert task.validation is None  # its labels are hidden, as those of a hub's test split
 
 
@@ -248,7 +252,7 @@ def test_local_files(encoders, tmp_path, kind):
     config = TaskConfig(type="classification", dataset=kind, inputs=["a", "b"], data_files={"train": str(path)})
     task = load_task("t", config, load_tokenizer(str(encoders("bert")), 64), 64)
     assert len(task.train) == 20 and task.validation is None and task.labels == ("animal", "none")
-    assert [task.labels[i] for i in task.train.rows["label"]] == [row["label"] for row in rows]
+    assert [task.labels[i] for i in task.train.row_labels] == [row["label"] for row in rows]
 
 
 def test_only_the_first_examples(load):
@@ -256,7 +260,7 @@ def test_only_the_first_examples(load):
     options = {"type": "regression", "inputs": ["a"], "max_train_examples": 7, "max_eval_examples": 100}
     task = load(rows, rows, **options)
     assert (len(task.train), len(task.validation)) == (7, 30)
-    assert task.train.rows["label"][:] == pytest.approx([row["label"] for row in rows[:7]])
+    assert task.train.row_labels.tolist() == pytest.approx([row["label"] for row in rows[:7]])
 
 
 def test_long_sequences_are_cut_longest_first_and_counted(load):

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from helpers.tasks import ALL_TASKS, write_jsonl
+from helpers.tasks import ALL_TASKS, padded, write_jsonl
 
 from multitask.config.schema import TaskConfig
 from multitask.data.columns import Layout
-from multitask.data.packing import collate
 from multitask.errors import UserError
 from multitask.model.pretrained import find_encoder, load_tokenizer
 from multitask.tasks.base import TASK_TYPES
@@ -146,9 +145,9 @@ def test_a_space_counted_to_its_word_is_not_answered():
 def test_a_window_is_an_example(encoders, task_files, tmp_path):
     config = TaskConfig(dataset="json", data_files=task_files["find"], **ALL_TASKS["find"])
     task = load_task("find", config, load_tokenizer(str(encoders("bert")), 64), 32)
-    assert task.train.num_examples < len(task.train) == len(task.train.rows)
+    assert task.train.num_examples < len(task.train) == len(task.train.input_ids.sizes)
     assert task.validation.num_examples == 17 and task.labels == ("start", "end")
-    batch = collate(task.train, [0, 1, 2], 0)
+    batch = padded(task.train, [0, 1, 2], 0)
     assert batch["labels"].shape == batch["inputs"]["input_ids"].shape
     assert ((batch["labels"] == -100) == (batch["inputs"]["attention_mask"] == 0)).all()
     right = task.type.references(task.validation, task.labels)

@@ -7,9 +7,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers.encoders import ENCODER_CONFIGS
-from helpers.tasks import TASKS, batch_of
+from helpers.tasks import TASKS, batch_of, padded
 
-from multitask.data.packing import collate
 from multitask.model.lora import add_adapters
 from multitask.model.multitask import MultitaskModel, checkpoint_gradients
 from multitask.tasks.base import example_losses
@@ -29,7 +28,7 @@ def agreement_of(model, scaler=None):
 
 def terms_of(model, tasks, batches):
     logits = model({name: batch["inputs"] for name, batch in batches.items()})
-    losses = [example_losses(task.type, logits[task.name], batches[task.name]).sum() for task in tasks]
+    losses = [example_losses(task.type, logits[task.name], batches[task.name]["labels"]).sum() for task in tasks]
     return [factor * loss for factor, loss in zip(FACTORS, losses, strict=True)]
 
 
@@ -92,7 +91,7 @@ def test_the_gradients_are_those_of_an_ordinary_step(make, family, scope):
     if scope:
         add_adapters(model, 4, 16.0, scope=scope)
     passes = [batch_of(tasks, tokenizer), batch_of(tasks, tokenizer, range(6, 9))]
-    passes[1]["animal"] = collate(tasks[1].train, [], 0)
+    passes[1]["animal"] = padded(tasks[1].train, [], 0)
     for batches in passes:
         sum(terms_of(model, tasks, batches)).backward()
     expected = gradients_of(model)
@@ -160,16 +159,16 @@ def test_many_tasks_are_measured_where_it_is_asked_for(make, capsys, monkeypatch
 
 def test_tasks_are_computed_apart_in_the_steps_that_are_measured(stoppable, monkeypatch):
     """Otherwise each task's backward pass would go through what all of them share."""
-    limits, forward = [], MultitaskModel.forward
+    are_apart, forward = [], MultitaskModel.forward
 
-    def noting(model, batches, max_tokens=None):
-        limits.append(max_tokens)
-        return forward(model, batches, max_tokens)
+    def noting(model, batch, apart=False):
+        are_apart.append(apart)
+        return forward(model, batch, apart)
 
     monkeypatch.setattr(MultitaskModel, "forward", noting)
     short = ["--training.max_steps", "4", "--training.max_tokens_per_pass", "10000"]
     assert stoppable("run", *short, "--training.agreement_steps", "2") == 0
-    assert limits[:4] == [10000, None, 10000, None]  # then comes the evaluation
+    assert are_apart[:4] == [False, True, False, True]  # then comes the evaluation
 
 
 def test_nothing_to_compare(make, capsys):
