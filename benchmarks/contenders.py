@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from multitask.data.packing import collate
+from multitask.data.static_shapes import collate
 from multitask.mixture.mixture import Rows
 from multitask.tasks.base import example_losses
 from multitask.training.distributed import keep_freed_memory
@@ -66,7 +66,7 @@ def limit(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Me
             started = time.perf_counter()
         logits = model({of_task.task: of_task.inputs for of_task in batch})
         sums = [
-            tasks[name].weight * example_losses(tasks[name].type, logits[name], {"labels": labels}).sum()
+            tasks[name].weight * example_losses(tasks[name].type, logits[name], labels).sum()
             for name, _, labels in batch
         ]
         (sum(sums) / load.config.training.batch_size).backward()
@@ -83,12 +83,11 @@ def _dense(load: Workload, rows: dict[str, Rows]) -> list[OneTask]:
         if not len(of_task := rows[task.name]):
             continue
         mean = round(task.train.tokens[of_task].sum() / (len(of_task) * task.train.sequences))
-        like = collate(task.train, of_task, load.tokenizer.pad_token_id)
-        shape = (*like["inputs"]["input_ids"].shape[:-1], mean)
-        words = like["inputs"]["input_ids"][like["inputs"]["attention_mask"].bool()]
-        ids = torch.from_numpy(np.resize(words, shape))
-        inputs = {name: torch.zeros(shape, dtype=torch.int64) for name in like["inputs"] if name == "token_type_ids"}
-        batch.append(OneTask(task.name, {"input_ids": ids} | inputs, like["labels"]))
+        like, labels = collate(task.train, of_task, load.tokenizer.pad_token_id)
+        shape = (*like["input_ids"].shape[:-1], mean)
+        ids = torch.from_numpy(np.resize(like["input_ids"][like["attention_mask"].bool()], shape))
+        inputs = {name: torch.zeros(shape, dtype=torch.int64) for name in like if name == "token_type_ids"}
+        batch.append(OneTask(task.name, {"input_ids": ids} | inputs, labels))
     return batch
 
 
@@ -104,7 +103,7 @@ def predecessor(options: list[str], warmup_steps: int, steps: int, folder: Path)
         tokens = 0
         for task, inputs, labels in _padded_batches(load, rows):
             tokens += int(inputs["attention_mask"].sum())
-            loss = example_losses(types[task], model({task: inputs})[task], {"labels": labels}).mean()
+            loss = example_losses(types[task], model({task: inputs})[task], labels).mean()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -123,11 +122,10 @@ def predecessor(options: list[str], warmup_steps: int, steps: int, folder: Path)
 def _padded_batches(load: Workload, rows: dict[str, Rows]) -> Iterator[OneTask]:
     loaders = {}
     for task in load.tasks:
-        batch = collate(task.train, rows[task.name], load.tokenizer.pad_token_id)
-        missing = load.config.model.max_length - batch["inputs"]["input_ids"].shape[-1]
-        columns = [nn.functional.pad(column, (0, missing)) for column in batch["inputs"].values()]
-        data = TensorDataset(*columns, batch["labels"])
-        loaders[task.name] = list(batch["inputs"]), DataLoader(data, PREDECESSOR_BATCH_SIZE, shuffle=True)
+        inputs, labels = collate(task.train, rows[task.name], load.tokenizer.pad_token_id)
+        missing = load.config.model.max_length - inputs["input_ids"].shape[-1]
+        data = TensorDataset(*(nn.functional.pad(column, (0, missing)) for column in inputs.values()), labels)
+        loaders[task.name] = list(inputs), DataLoader(data, PREDECESSOR_BATCH_SIZE, shuffle=True)
     order = [name for name, (_, loader) in loaders.items() for _ in range(len(loader))]
     batches = {name: iter(loader) for name, (_, loader) in loaders.items()}
     for name in np.random.default_rng(0).permutation(order):
@@ -154,7 +152,7 @@ class _LossModel(nn.Module):
 
     def forward(self, task: str, labels: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
         logits = self.model({task: inputs})[task]
-        return {"loss": example_losses(self.types[task], logits, {"labels": labels}).mean(), "logits": logits}
+        return {"loss": example_losses(self.types[task], logits, labels).mean(), "logits": logits}
 
 
 class _Batches(torch.utils.data.Dataset):
@@ -169,8 +167,8 @@ class _Batches(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         task, rows = self.batches[index]
-        batch = collate(self.splits[task], rows, self.pad_token_id)
-        return {"task": task, "labels": batch["labels"], **batch["inputs"]}
+        inputs, labels = collate(self.splits[task], rows, self.pad_token_id)
+        return {"task": task, "labels": labels, **inputs}
 
 
 class _Clock(transformers.TrainerCallback):

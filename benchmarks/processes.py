@@ -3,15 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from multitask.data.loader import StepDataset
-from multitask.data.packing import num_rows
-from multitask.model.encoder import regroup
 
 from . import clocked, workload
 from .contenders import Measured
@@ -88,23 +86,15 @@ def _clocked(setting: Setting, commands: Sequence[tuple[list[str], list[str]]]) 
     return runs
 
 
-def computed_tokens(part: Mapping[str, Any], max_tokens: int) -> int:
-    """What the encoder computes in a pass, padding included."""
-    filled = {name: of_task["inputs"] for name, of_task in part.items() if num_rows(of_task)}
-    groups, _ = regroup(filled, 0, max_tokens)
-    return sum(of_group["input_ids"].numel() for of_group in groups)
-
-
 def device_tokens(options: list[str], steps: int) -> dict[str, list[int]]:
-    """Of each step, the tokens that the first and the second of two devices compute on, padding included."""
+    """Of each step, the tokens of the first and of the second of two devices."""
     load = workload.load(options)
     splits, training = load.steps.splits, load.config.training
     tokens: dict[str, list[int]] = {}
     for device in range(2):
         share = StepDataset(load.mixture, splits, load.tokenizer.pad_token_id, training.max_tokens_per_pass, 2, device)
         tokens[str(device)] = [
-            sum(computed_tokens(part, training.max_tokens_per_pass) for part in share[step].passes)
-            for step in range(steps)
+            sum(int(part.inputs.lengths.sum()) for part in share[step].passes) for step in range(steps)
         ]
     return tokens
 

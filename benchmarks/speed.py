@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from torch import nn
 
+from multitask.data.packing import pack
 from multitask.data.sources import load_splits
 from multitask.tasks.base import example_losses
 from multitask.tasks.fields import fields_of
@@ -20,6 +22,8 @@ from .results import Results
 from .setting import Setting
 
 WARMUP_STEPS = 2
+PACKED_TOKENS = 16384  # of a pass
+PACKING_GOAL = 10e6  # tokens a second
 # Tried for those that leave it to their users; tasknet divides it by the number of choices.
 BATCH_SIZES = {"trainer": (8, 16, 32), "tasknet": (8, 16, 32, 64), "grouped_trainer": (8, 16, 32)}
 # Contender: what it is, and how many times its real tokens a second this project should reach.
@@ -48,6 +52,7 @@ def measure(setting: Setting) -> None:
     for number in range(setting.rounds):
         options = setting.options(training__seed=number)
         results.once(f"parts/{number}", lambda o=options: setting.isolated(parts, o, setting.steps))
+        results.once(f"packing/{number}", lambda o=options: setting.isolated(packing_rate, o, PACKED_TOKENS))
 
 
 def _best_batch_size(setting: Setting, name: str) -> int:
@@ -89,7 +94,7 @@ def tasknet_request(options: list[str], steps: int) -> dict[str, Any]:
         config = load.config.tasks[task.name]
         raw = load_splits(task.name, config, load.config.data_root)["train"].select(sample[task.name])
         rows = []
-        for row, label in zip(raw, task.train.rows[sample[task.name]]["label"], strict=True):
+        for row, label in zip(raw, task.train.row_labels[sample[task.name]].tolist(), strict=True):
             fields = fields_of(task.name, config, row, len(task.labels))
             choices = {f"choice{i}": choice for i, choice in enumerate(fields.get("choices", ()))}
             second = {"s2": fields["text_pair"]} if "text_pair" in fields else {}
@@ -125,14 +130,30 @@ def parts(options: list[str], steps: int) -> dict[str, float]:
         batch = timed("making the batch", lambda s=step: load.steps[s])
         real += batch.tokens
         for part in batch.passes:
-            inputs = {name: of_task["inputs"] for name, of_task in part.items()}
-            logits = timed("forward", lambda i=inputs: model(i, config.max_tokens_per_pass))
-            sums = [example_losses(t.type, logits[t.name], part[t.name]).sum() for t in load.tasks]
+            logits = timed("forward", lambda i=part.inputs: model(i))
+            sums = [example_losses(t.type, logits[t.name], part.labels[t.name]).sum() for t in load.tasks]
             timed("backward", (sum(sums) / config.batch_size).backward)
         timed("clipping", lambda: nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
         timed("update", optimizer.step)
         timed("zeroing", optimizer.zero_grad)
     return {name: value / steps for name, value in seconds.items()} | {"padding": 1 - real / model.computed_tokens}
+
+
+def packing_rate(options: list[str], tokens: int, repetitions: int = 200) -> float:
+    """Tokens that one process gathers into passes of about so many tokens, in a second."""
+    load = workload.load(options)
+    splits = load.steps.splits
+    per_example = workload.tokens(options, 0, 100) / (100 * load.config.training.batch_size)
+    sizes = {task: round(share * tokens / per_example) for task, share in load.mixture.shares(1).items()}
+    rng = np.random.default_rng(0)
+    passes = [
+        {task: rng.integers(0, len(splits[task]), size) for task, size in sizes.items()} for _ in range(repetitions)
+    ]
+    pack(passes[0], splits)
+    gathered, started = 0, time.perf_counter()
+    for rows in passes:
+        gathered += pack(rows, splits).inputs.input_ids.numel()
+    return gathered / (time.perf_counter() - started)
 
 
 # -- what is written about it -----------------------------------------------------------------------------------------
@@ -185,6 +206,12 @@ def section(results: Results) -> str:
             "Where a step's time goes, in percent of it:",
             table(["part", "percent"], [[name, spread(shares[name])] for name in names]),
             f"Of the tokens computed on, {spread([100 * p['padding'] for p in parts_of], 1, ' %')} are padding.",
+        ]
+    if packing := list(results.under("packing").values()):
+        rate = middle(packing) or 0.0
+        text += [
+            f"One process gathers {spread([value / 1e6 for value in packing], 1)} million tokens a second into passes "
+            f"of about {PACKED_TOKENS:,} (goal {PACKING_GOAL / 1e6:.0f}: {verdict(rate, PACKING_GOAL)})."
         ]
     return "\n\n".join(text)
 
