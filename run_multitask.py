@@ -38,12 +38,13 @@ from multitask.mixture.sampling import Sampling
 from multitask.model.lora import freeze_or_adapt
 from multitask.model.multitask import MultitaskModel, checkpoint_gradients
 from multitask.model.pretrained import build_model, find_encoder, load_tokenizer
+from multitask.model.segments import to_device
 from multitask.tasks.base import example_losses
 from multitask.tasks.load import TaskData, load_tasks
 from multitask.tracking.run_directory import check_run_folder
 from multitask.tracking.run_logger import RunLogger
 from multitask.tracking.window import LogWindow
-from multitask.training.distributed import check_share, start_accelerator
+from multitask.training.distributed import check_share, start_accelerator, use_deterministic_kernels, whole
 from multitask.training.early_stopping import EarlyStopping, check_stopping
 from multitask.training.gradient_similarity import GradientSimilarity
 from multitask.training.loss_weighting import LossWeighting, build_loss_weighting
@@ -128,16 +129,19 @@ def train_step(
         totals += torch.stack(list(sums.values())).detach()
     end_graph()
 
-    # What all processes must know travels together: losses, tokens, and whether one has been sent a signal.
-    others = totals.new_tensor([plain_model.computed_tokens - tokens_before, stop_signal()])
-    *losses, padded_tokens, signals = accelerator.reduce(torch.cat([totals, others])).tolist()
-    task_losses = {task.name: loss for task, loss in zip(tasks, losses, strict=True)}
-    weighted = {task.name: task.weight * task_losses[task.name] for task in tasks}
-    check_losses(step, weighted, optimizer.param_groups[0]["lr"])
     cosines = similarity.finish(batch.examples) if is_measured else {}
     for task in (task for task, examples in batch.examples.items() if not examples):
         forget_gradients(plain_model.head_parameters(task))  # None: no weight decay and no momentum either
-    grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf))
+    norm = whole(accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf))
+
+    # What all processes must know travels together: losses, tokens, and whether one has been sent a signal. It is the
+    # one place in a step where the host waits for the device.
+    others = to_device([float(plain_model.computed_tokens - tokens_before), float(stop_signal())], totals.device)
+    shared = accelerator.reduce(torch.cat([totals, others]))
+    *losses, padded_tokens, signals, grad_norm = torch.cat([shared, norm.to(shared).view(1)]).tolist()
+    task_losses = {task.name: loss for task, loss in zip(tasks, losses, strict=True)}
+    weighted = {task.name: task.weight * task_losses[task.name] for task in tasks}
+    check_losses(step, weighted, optimizer.param_groups[0]["lr"])
     if not math.isfinite(grad_norm) and accelerator.scaler is None:  # fp16's scaler skips such a step by itself
         raise FloatingPointError(f"step {step}: the gradient is {grad_norm}; this step was not applied")
     optimizer.step()
@@ -184,6 +188,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     folder = Path(training.output_dir)
     check_run_folder(folder, config)
     check_share(training.batch_size, accelerator.num_processes)
+    if training.full_determinism:
+        use_deterministic_kernels()
 
     # -- data: every task's rows, tokenised once; the other processes read what the first one cached ------------------
 

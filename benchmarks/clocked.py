@@ -16,17 +16,24 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
-def train(options: list[str], num_steps: int | None = None, num_threads: int | None = None) -> dict[str, Any]:
+def train(
+    options: list[str],
+    num_steps: int | None = None,
+    num_threads: int | None = None,
+    after_step: Callable[[int], bool] = lambda step: False,
+) -> dict[str, Any]:
     """Trains as `run_multitask.py` does.
 
     Args:
         options: its command line.
         num_steps: stop, and save, after so many; None goes on to the end.
         num_threads: of PyTorch; None leaves its own choice.
+        after_step: gets the number of steps so far; true stops the run.
 
     Returns:
         `marks`, the time in seconds (of `time.time`) at which each step's gradients were there; `first_step`, when the
@@ -44,8 +51,9 @@ def train(options: list[str], num_steps: int | None = None, num_threads: int | N
     calls: list[float] = []
 
     def stop_signal() -> int:
+        is_last = after_step(len(marks) + 1)
         marks.append(time.time())
-        return signal.SIGTERM if num_steps and len(marks) >= num_steps else 0
+        return signal.SIGTERM if is_last or (num_steps and len(marks) >= num_steps) else 0
 
     def note_first_call(module: torch.nn.Module, args: Any) -> None:
         if isinstance(module, MultitaskModel):
@@ -64,10 +72,10 @@ def train(options: list[str], num_steps: int | None = None, num_threads: int | N
     }
 
 
-def train_anew(options: list[str], folder: Path, *args: Any) -> dict[str, Any]:
+def train_anew(options: list[str], folder: Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """`train` in a new folder, which is deleted afterwards; with the numbers that the run has logged as `logged`."""
     shutil.rmtree(folder, ignore_errors=True)
-    measured = train([*options, "--training.output_dir", str(folder)], *args)
+    measured = train([*options, "--training.output_dir", str(folder)], *args, **kwargs)
     numbers = folder / "metrics.jsonl"
     lines = numbers.read_text().splitlines() if numbers.exists() else []
     shutil.rmtree(folder)

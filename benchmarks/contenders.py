@@ -6,7 +6,7 @@ that they took and the real `tokens` in them.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,12 +135,12 @@ def _padded_batches(load: Workload, rows: dict[str, Rows]) -> Iterator[OneTask]:
 
 def trainer(options: list[str], warmup_steps: int, steps: int, folder: Path, batch_size: int) -> Measured:
     """The Trainer of `transformers`: batches of one task, padded to their longest."""
-    return _trainer(options, warmup_steps, steps, folder, batch_size, is_grouped=False)
+    return train_with_trainer(options, warmup_steps, steps, folder, batch_size, is_grouped=False)
 
 
 def grouped_trainer(options: list[str], warmup_steps: int, steps: int, folder: Path, batch_size: int) -> Measured:
     """The same with rows grouped by length, as its `group_by_length` does: no goal, but what one would try next."""
-    return _trainer(options, warmup_steps, steps, folder, batch_size, is_grouped=True)
+    return train_with_trainer(options, warmup_steps, steps, folder, batch_size, is_grouped=True)
 
 
 class _LossModel(nn.Module):
@@ -172,16 +172,39 @@ class _Batches(torch.utils.data.Dataset):
 
 
 class _Clock(transformers.TrainerCallback):
-    def __init__(self) -> None:
+    def __init__(self, after_batch: Callable[[int], object]) -> None:
         self.marks: list[float] = []
+        self.after_batch = after_batch
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.after_batch(len(self.marks) + 1)
         self.marks.append(time.perf_counter())
 
 
-def _trainer(
-    options: list[str], warmup_steps: int, steps: int, folder: Path, batch_size: int, is_grouped: bool
+def train_with_trainer(
+    options: list[str],
+    warmup_steps: int,
+    steps: int,
+    folder: Path,
+    batch_size: int,
+    is_grouped: bool,
+    on_gpu: bool = False,
+    more_steps: int = 0,
+    after_batch: Callable[[int, int], object] = lambda batch, counted: None,
 ) -> Measured:
+    """The Trainer on the rows of some steps.
+
+    Args:
+        options: of the run.
+        warmup_steps: that are not counted.
+        steps: that are.
+        folder: for its output.
+        batch_size: rows in a batch, all of one task.
+        is_grouped: whether a batch's rows are of about one length.
+        on_gpu: in bf16 there, with batches prepared by two workers; otherwise on the CPU.
+        more_steps: that follow, not counted.
+        after_batch: gets the number of a batch, 0 for the last that counts, and how many count.
+    """
     load = workload.load(options)
     splits = {task.name: task.train for task in load.tasks}
     rng = np.random.default_rng(load.config.training.seed)
@@ -194,18 +217,24 @@ def _trainer(
             batches += [(task, of_task[i : i + batch_size]) for i in range(0, len(of_task), batch_size)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
-    warmup, sample = batches_of(load.rows(0, warmup_steps)), batches_of(load.rows(warmup_steps, warmup_steps + steps))
+    total = warmup_steps + steps
+    warmup, sample = batches_of(load.rows(0, warmup_steps)), batches_of(load.rows(warmup_steps, total))
+    more = batches_of(load.rows(total, total + more_steps)) if more_steps else []
+    batches = _Batches(load, warmup + sample + more)
 
     class Trainer(transformers.Trainer):
         def get_train_dataloader(self) -> DataLoader:
-            return DataLoader(_Batches(load, warmup + sample), batch_size=None)  # in the loop, as (a) does on a CPU
+            # On a CPU in the loop, as (a) does.
+            data = DataLoader(batches, batch_size=None, num_workers=2 * on_gpu, pin_memory=on_gpu)
+            return self.accelerator.prepare(data) if on_gpu else data
 
-    clock = _Clock()
+    clock = _Clock(lambda done: after_batch(done - len(warmup) - len(sample), len(sample)))
     Trainer(
         model=_LossModel(load),
         args=transformers.TrainingArguments(
             output_dir=str(folder),
-            use_cpu=True,
+            use_cpu=not on_gpu,
+            bf16=on_gpu,
             num_train_epochs=1,
             per_device_train_batch_size=batch_size,
             learning_rate=1e-5,
@@ -214,8 +243,9 @@ def _trainer(
             report_to="none",
             remove_unused_columns=False,
         ),
-        train_dataset=_Batches(load, warmup + sample),
+        train_dataset=batches,
         callbacks=[clock],
     ).train()
     tokens = sum(int(splits[task].tokens[rows].sum()) for task, rows in sample)
-    return {"seconds": clock.marks[-1] - clock.marks[len(warmup) - 1], "tokens": tokens}
+    seconds = clock.marks[len(warmup) + len(sample) - 1] - clock.marks[len(warmup) - 1]
+    return {"seconds": seconds, "tokens": tokens}

@@ -13,6 +13,7 @@ from pathlib import Path
 _CACHE = tempfile.TemporaryDirectory()  # every run of the tests starts with empty caches
 os.environ["HF_HOME"] = _CACHE.name
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ACCELERATE_USE_CPU"] = "true"  # also where there is a GPU; tests marked `gpu` are for that
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on several threads, also in the processes started here
 # The real data are for the tests that ask for them; no other test may find a dataset there by chance. Under another name
 # the processes of pytest-xdist inherit it.

@@ -47,7 +47,8 @@ def plan(
     num_examples = {task.name: mixture.given(task.name, max_steps) for task in tasks}
     notes = [f"note: {note}" for note in oddities(tasks, num_examples, max_tokens_per_pass, static_shapes)]
     tables = [tasks_table(tasks, mixture.shares(max_steps), mixture.batch_size, max_steps), parameters_table(model)]
-    return "\n\n".join([*tables, "\n".join(notes)])
+    how = "padded to static shapes, task by task" if static_shapes else str(model.call)
+    return "\n\n".join([*tables, "\n".join([f"encoder: sequences are {how}", *notes])])
 
 
 def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, float], batch_size: int, max_steps: int) -> str:
@@ -97,7 +98,7 @@ def oddities(
     Args:
         tasks: those of the run.
         num_examples: how many examples each gets in the whole run.
-        max_tokens_per_pass: in padded tokens.
+        max_tokens_per_pass: of the run.
         static_shapes: whether they are used.
     """
     notes = []

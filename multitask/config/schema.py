@@ -138,10 +138,12 @@ class TrainingConfig:
     Args:
         output_dir: Folder of the run.
         seed: Seed of the heads, the order of the data and dropout.
+        full_determinism: Deterministic kernels on a GPU, so that a run that is repeated or resumed gives the same
+            numbers bit for bit; slower. On a CPU it always does.
         num_train_epochs: Passes over all tasks' rows together; `max_steps` takes precedence.
         max_steps: Optimizer steps.
         batch_size: Examples in one step, over all devices and all tasks.
-        max_tokens_per_pass: A device's share of a step that holds more padded tokens is split into several passes.
+        max_tokens_per_pass: A device's share of a step that holds more tokens is split into several passes.
         learning_rate: Peak of the schedule.
         weight_decay: AdamW's, on weight matrices; biases and norms have none.
         warmup_ratio: Part of the steps over which the learning rate rises from 0 to its peak.
@@ -172,6 +174,7 @@ class TrainingConfig:
 
     output_dir: str
     seed: int = 0
+    full_determinism: bool = False
     num_train_epochs: float = 3.0
     max_steps: int | None = None
     batch_size: int = 32

@@ -24,6 +24,7 @@ from ..errors import UserError, hint
 from ..evaluation.evaluate import compute_logits
 from ..tasks.fields import fields_of, shared_layout
 from ..tasks.load import as_split
+from ..training.distributed import default_device
 from .prediction_files import bad_rows_file, prediction_file, read_rows
 
 Answers = dict[str, dict[str, Any]]  # of each task: {"rte": {"label": "entailment", "score": 0.9, …}}
@@ -55,7 +56,7 @@ class Predictor:
         folder = find_checkpoint(location)
         self.config = config or load_config(folder / "config.yaml")
         self.model, tasks, self.tokenizer = load_checkpoint(folder, self.config)
-        self.model.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+        self.model.to(device or default_device())
         self.tasks = {task.name: task for task in tasks}
 
     def __call__(

@@ -34,9 +34,9 @@ FIRST, LAST = 0, -1  # tokens of a sequence
 class Method(Enum):
     """How an encoder computes the sequences of several tasks."""
 
-    PACKED = "packed into one row, one call for all tasks"
-    GROUPED = "in groups of about one length, whatever their task"
-    APART = "task by task, as the heads of this family tell the encoder something of their own"
+    PACKED = "packed into one row without padding"
+    GROUPED = "computed in groups of about one length, as this family cannot be packed"
+    APART = "computed task by task, as the heads of this family tell the encoder something of their own"
 
 
 class Call(NamedTuple):
@@ -54,6 +54,12 @@ class Call(NamedTuple):
     first_position: int = 0
     output_class: type[ModelOutput] = BaseModelOutput
     exact_lengths: bool = False
+
+    def __str__(self) -> str:
+        """As the plan of a run says it."""
+        if self.method is Method.PACKED:
+            return f"{self.method.value}, positions from {self.first_position}"
+        return self.method.value.replace("about ", "") if self.exact_lengths else self.method.value
 
 
 def packed_states(encoder: PreTrainedModel, batch: Packed, first_position: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Where the sequences of a packed row lie, and how kernels that want padded batches get them."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -71,9 +72,9 @@ def lay_out(lengths: NDArray[np.int64], call_cost: int, device: torch.device, ma
     return Layout(groups, to_device(np.concatenate(sources), device), to_device(places, device))
 
 
-def to_device(array: NDArray, device: torch.device) -> Tensor:
-    """An array as a tensor; from pinned memory, so that the host does not wait for a GPU."""
-    tensor = torch.from_numpy(array)
+def to_device(values: NDArray | Sequence[float], device: torch.device) -> Tensor:
+    """Numbers of the host as a tensor on a device; from pinned memory, so that the host does not wait for a GPU."""
+    tensor = torch.as_tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

@@ -45,22 +45,23 @@ def start_accelerator() -> Accelerator:
     Raises:
         UserError: if it asks for an accelerator that is not there.
     """
+    wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     there = torch.accelerator.is_available() or is_torch_xla_available()
     launched = "ACCELERATE_DYNAMO_BACKEND" in os.environ  # which `accelerate launch` sets always
-    if launched and not there and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+    if launched and not there and not wants_cpu:
         raise UserError(
             "the launch configuration asks for a GPU or a TPU, and PyTorch finds none; accelerate_configs/cpu.yaml "
             "trains on the CPU (as does ACCELERATE_USE_CPU=true in the environment)"
         )
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+    if torch.cuda.is_available() and not wants_cpu and processes > torch.cuda.device_count():
         raise UserError(
             f"num_processes: {processes} on this machine, which has {torch.cuda.device_count()} GPUs; "
             f"--num_processes takes the number of GPUs of all machines"
         )
     # Without `cpu`, Accelerate would take several processes on CPUs for as many runs of one process each.
-    accelerator = Accelerator(cpu=not there)
-    if not there and accelerator.num_processes > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+    accelerator = Accelerator(cpu=wants_cpu or not there)
+    if (wants_cpu or not there) and accelerator.num_processes > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         # Accelerate shares weights out among GPUs only; the processes of a CPU can do so too.
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
@@ -70,7 +71,27 @@ def start_accelerator() -> Accelerator:
         raise UserError("fsdp_version: 1 is not supported; 2 is, as in accelerate_configs/fsdp.yaml")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    # It builds an execution plan, 7 ms of the host's time, for every new shape, and every step has new shapes.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return accelerator
+
+
+def default_device() -> torch.device:
+    """Where one process computes that nothing was said to: on the accelerator, if there is one and it may be used."""
+    found = None if parse_flag_from_env("ACCELERATE_USE_CPU") else torch.accelerator.current_accelerator(True)
+    return found or torch.device("cpu")
+
+
+def use_deterministic_kernels() -> None:
+    """Has PyTorch compute with deterministic kernels only (https://pytorch.org/docs/stable/notes/randomness.html).
+
+    Call it before anything is computed on a GPU: cuBLAS reads its setting when it starts. An operation that has no
+    deterministic kernel raises RuntimeError from then on.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it, and filling takes time
+    torch.backends.cudnn.benchmark = False
 
 
 def keep_freed_memory() -> None:

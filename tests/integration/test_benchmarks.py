@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.paths import ROOT
 
+from benchmarks import gpu, gpu_contenders, workload
 from benchmarks.bench import QUESTIONS, _measure, main
 from benchmarks.results import Results
 from multitask.errors import UserError
@@ -103,3 +104,38 @@ def test_figures_survive_a_kill(tmp_path):
     again.once("speed/1/a", lambda: 3)
     assert Results(path).rounds("speed") == {"a": [1], "b": [2]}  # round 1 is not complete
     assert Results(path).rounds("speed", needed=["c"]) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", gpu_contenders.CONTENDERS)
+def test_the_contenders_on_a_gpu_work_without_one_too(name, encoders, tmp_path, monkeypatch):
+    """What they measure there is not looked at."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    options = ["--config", "configs/quickstart.yaml", "--model.encoder", str(encoders("bert"))]
+    options += ["--model.max_length", "64", "--tracking.report_to", "[]", "--training.eval_steps", "null"]
+    options += ["--training.save_steps", "null", "--training.output_dir", str(tmp_path), "--training.batch_size", "8"]
+    measured = gpu_contenders.run(name, options, 2, 3, tmp_path / "run", 8)
+    assert measured["tokens"] == workload.tokens(options, 2, 5) and measured["seconds"] > 0
+    assert measured["busy"] == measured["peak_bytes"] == 0  # of a GPU
+
+
+def test_the_page_about_gpus_shows_all_that_was_measured(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    results.put("gpu_name", "NVIDIA H100 80GB HBM3")
+    run = {"tokens": 1000, "flops": 1e12, "busy": 0.5, "peak_bytes": 2**30}
+    for number in range(2):
+        for size in (32, 256):
+            for place, name in enumerate(gpu_contenders.CONTENDERS):
+                results.put(f"gpu/{number}/{name}x{size}", run | {"seconds": 0.01 * (1 + place)})
+        results.put(f"gpu/{number}/multitaskx64", {"failed": "no memory"})
+        for count in (1, 8, 32):
+            results.put(f"gpu_adapters/{number}/{count}", run | {"seconds": 0.01 * (1 + count / 100)})
+        results.put(f"gpus/{number}/2x32", run | {"seconds": 0.01})
+    page = gpu.section(results)
+    assert (
+        "| Hugging Face Trainer as it comes | **50,000** (50,000–50,000) | **2.00** (2.00–2.00) | ≥ 2.2: **missed** |"
+        in page
+    )
+    assert "≥ 1.4: met" in page and "it failed" in page and "2 GPUs, 32 examples each" in page
+    assert "| 32 | **1.31** (1.31–1.31) |" in page and "H100" in page

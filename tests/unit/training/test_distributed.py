@@ -30,11 +30,20 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
     message = (
         "num_processes: 8 on this machine, which has 2 GPUs; --num_processes takes the number of GPUs of all machines"
     )
     with pytest.raises(UserError, match=f"^{message}$"):
         start_accelerator()
+
+
+def test_many_processes_on_the_cpu_of_a_machine_with_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert start_accelerator().device.type == "cpu"
 
 
 def test_the_first_version_of_fsdp(monkeypatch):
