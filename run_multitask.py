@@ -25,6 +25,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from multitask.checkpoints.manager import CheckpointManager
+from multitask.checkpoints.warm_start import warm_start
 from multitask.cli.arguments import Command, read_command
 from multitask.cli.commands import OTHER_MODES
 from multitask.cli.console import plan, quiet_libraries, results_table
@@ -41,7 +42,7 @@ from multitask.model.pretrained import build_model, find_encoder, load_tokenizer
 from multitask.model.segments import to_device
 from multitask.tasks.base import example_losses
 from multitask.tasks.load import TaskData, load_tasks
-from multitask.tracking.run_directory import check_run_folder
+from multitask.tracking.run_directory import check_run_folder, locked_run_folder
 from multitask.tracking.run_logger import RunLogger
 from multitask.tracking.window import LogWindow
 from multitask.training.distributed import check_share, start_accelerator, use_deterministic_kernels, whole
@@ -160,16 +161,15 @@ def evaluate(
     log: RunLogger,
 ) -> bool:
     """Evaluates, and stops tasks that no longer improve; False if a signal came and nothing has changed."""
-    log.bar.set_description("evaluating")
-    state.results = evaluator.run()
-    log.bar.set_description("training")
-    if state.results is None:
+    found = evaluator.run()
+    if found is None:
         return False
+    state.results = found.results
     if state.step < steps.last and (newly := state.stopping.add(state.step, state.results)):
         mixture = mixture_without(state.stopping.stopped)
         steps.use(mixture, mixture.last_step)  # this step is the last one, if no task is left
         log.print(f"step {state.step}: stopped, as it does not improve any more: {', '.join(newly)}")
-    log.evaluation(state.step, state.results)
+    log.evaluation(state.step, found)
     return True
 
 
@@ -178,7 +178,11 @@ def log_window(
 ) -> None:
     """Logs the means over the steps since the last time, and begins a new window."""
     rate = {"train/learning_rate": learning_rate(state.step)}
-    log.training(state.step, window.values() | rate | state.weighting.values() | steps.examples(state.step))
+    times = {
+        "train/elapsed_seconds": state.elapsed(),
+        "train/remaining_seconds": (steps.last - state.step) * window.seconds / window.steps,
+    }
+    log.training(state.step, window.values() | rate | times | state.weighting.values() | steps.examples(state.step))
     window.clear()
 
 
@@ -186,7 +190,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     """Trains, evaluates, saves and exports; returns the exit status. `stop_signal` gives the number of one, or 0."""
     config, training = command.config, command.config.training
     folder = Path(training.output_dir)
-    check_run_folder(folder, config)
+    if not command.dry_run:
+        check_run_folder(folder, config)
     check_share(training.batch_size, accelerator.num_processes)
     if training.full_determinism:
         use_deterministic_kernels()
@@ -222,7 +227,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     if training.gradient_checkpointing:
         checkpoint_gradients(plain_model)
     static = uses_static_shapes(training.static_shapes, accelerator)
-    accelerator.print(plan(tasks, plain_model, whole_mixture, max_steps, training.max_tokens_per_pass, static))
+    accelerator.print(plan(tasks, plain_model, whole_mixture, max_steps, training, static))
     if command.dry_run:
         accelerator.print(f"\n{to_yaml(config)}")
         return 0
@@ -241,16 +246,20 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         stopping=EarlyStopping(training.metric_for_best_model, patience),
         window=window,
         scaler=accelerator.scaler,
+        max_steps=max_steps,
         command=command.line,
         labels={task.name: task.labels for task in tasks},
         rows={task.name: task.num_rows() for task in tasks},
     )
     checkpoints = CheckpointManager(config, state, tasks, tokenizer, accelerator)
     checkpoints.restore()
+    if training.init_from_checkpoint and not state.step:
+        accelerator.print(warm_start(plain_model, tasks, training.init_from_checkpoint, config))
 
     # Not prepared by Accelerate, which would step it once per process: it is a function of the step.
     learning_rate = lr_schedule(training.lr_scheduler_type, training.learning_rate, training.warmup_ratio, max_steps)
-    log = RunLogger(folder, config, shares, state.run_id, accelerator, max_steps, state.step)
+    log = RunLogger(folder, config, shares, state, accelerator)
+    log.length()
     max_tokens = training.max_tokens_per_pass
     evaluator = Evaluator(plain_model, tasks, tokenizer, accelerator, max_tokens, static, stop_signal, log.look)
     similarity = GradientSimilarity(plain_model, accelerator, training.agreement_steps, max_steps)
@@ -265,7 +274,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     model.train()
     is_stopped = False
     if state.step and state.results is None and steps.is_due(state.step, training.eval_steps):
-        is_stopped = not evaluate(state, evaluator, steps, mixture_without, log)  # a signal came during it
+        is_stopped = not evaluate(state, evaluator, steps, mixture_without, log)  # a signal came during the last one
         if not is_stopped:
             if state.step == steps.last and window.steps:
                 log_window(state, window, steps, learning_rate, log)
@@ -320,7 +329,9 @@ def main() -> None:
         quiet_libraries()
         accelerator = start_accelerator()
         if command.mode == "train":
-            with caught_signals() as stop_signal:
+            folder, is_writer = Path(command.config.training.output_dir), accelerator.is_main_process
+            locked = locked_run_folder(folder, is_writer and not command.dry_run)
+            with caught_signals() as stop_signal, locked:
                 status = train(command, accelerator, stop_signal)
         else:
             OTHER_MODES[command.mode](command, accelerator)

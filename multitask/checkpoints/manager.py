@@ -70,7 +70,7 @@ class CheckpointManager:
                 that cannot be written to; on all processes.
         """
         config, state = self.config, self.state
-        checkpoint = open_run(self.folder, config, state.rows, self.accelerator)
+        checkpoint = open_run(self.folder, config, state.rows, state.max_steps, self.accelerator)
         if checkpoint:
             load_trained_weights(state.model, load_file(checkpoint / "model.safetensors"))
             load_optimizer(state.optimizer, state.model, checkpoint / "optimizer.safetensors")

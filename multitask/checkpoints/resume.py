@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 from accelerate import Accelerator
 
 from ..config.schema import Config
 from ..errors import UserError
-from ..tracking.run_directory import changed_setting, open_run_folder
+from ..tracking.run_directory import changed_setting, open_run_folder, remove_run
 from ..training.distributed import from_main_process
 from ..training.early_stopping import EarlyStopping
 from ..training.state import SavedState
@@ -22,7 +23,11 @@ from .remote import check_access, download_checkpoint, list_checkpoints
 
 
 def open_run(
-    folder: Path, config: Config, num_rows: Mapping[str, Mapping[str, int]], accelerator: Accelerator
+    folder: Path,
+    config: Config,
+    num_rows: Mapping[str, Mapping[str, int]],
+    max_steps: int,
+    accelerator: Accelerator,
 ) -> Path | None:
     """Opens a run's folder, and the checkpoint that it continues from on every machine; None begins anew.
 
@@ -30,17 +35,21 @@ def open_run(
         folder: of the run.
         config: of the run.
         num_rows: of each task and split.
+        max_steps: of the run.
         accelerator: its main process looks and writes for all.
 
     Raises:
         UserError: as `find_resumable` and `check_access` do, on all processes.
     """
     remote, choice = config.checkpoints.remote, config.training.resume_from_checkpoint
+    choice = "never" if config.training.overwrite_output_dir else choice
 
     def look() -> Path | None:
         if remote:
             check_access(remote)
-        found = find_resumable(folder, choice, remote, config, num_rows, accelerator.print)
+        if config.training.overwrite_output_dir:
+            remove_run(folder)
+        found = find_resumable(folder, choice, remote, config, num_rows, max_steps, accelerator.print)
         open_run_folder(folder, config, found)
         return found
 
@@ -61,6 +70,7 @@ def find_resumable(
     remote: str | None,
     config: Config,
     num_rows: Mapping[str, Mapping[str, int]],
+    max_steps: int,
     tell: Callable[[str], None],
 ) -> Path | None:
     """The checkpoint to continue from, whole and of this configuration; None to begin anew.
@@ -71,6 +81,7 @@ def find_resumable(
         remote: where the run's copies are, if it has any.
         config: of the run; what changes its result must be as it was.
         num_rows: of each task and split; they must be as they were.
+        max_steps: of the run; it may not have done more already.
         tell: is told what is taken and what is not.
 
     Raises:
@@ -96,7 +107,11 @@ def find_resumable(
             verify(found)
         except ValueError as damage:
             raise UserError(f"training.resume_from_checkpoint: {choice} is damaged: {damage}") from damage
-        _check_settings(found, config, num_rows)
+        _check_settings(found, config, num_rows, max_steps, "--training.resume_from_checkpoint never")
+        if found.parent != here:  # the run has what it needs in its own folder
+            here.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(found, here / found.name, dirs_exist_ok=True)
+            found = here / found.name
         return found
     for step in sorted({step_of(path) for path in checkpoints_in(folder)} | {*copies}, reverse=True):
         found = here / step_name(step)
@@ -111,13 +126,14 @@ def find_resumable(
             try:
                 if remote is None or step not in copies:
                     continue
+                _check_copy(remote, step, config, num_rows, max_steps)  # before gigabytes are fetched
                 here.mkdir(parents=True, exist_ok=True)
                 download_checkpoint(remote, step, found)
                 tell(f"{found} is fetched from {remote}")
             except ValueError as wrong:
                 tell(f"{remote}/{found.name} is damaged: {wrong}")
                 continue
-        _check_settings(found, config, num_rows)
+        _check_settings(found, config, num_rows, max_steps, "--training.overwrite_output_dir true")
         tell(f"going on from {found}")
         return found
     return None
@@ -166,7 +182,43 @@ def _fetch(url: str, here: Path) -> Path:
     return found
 
 
-def _check_settings(folder: Path, config: Config, num_rows: Mapping[str, Mapping[str, int]]) -> None:
+def _check_copy(
+    remote: str, step: int, config: Config, num_rows: Mapping[str, Mapping[str, int]], max_steps: int
+) -> None:
+    """Compares the settings of a checkpoint in a bucket, of which the small files alone are fetched."""
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / step_name(step)
+        download_checkpoint(remote, step, folder, only=("config.yaml", "state.json"))
+        advice = "another checkpoints.remote, or null"
+        _check_settings(folder, config, num_rows, max_steps, advice, f"{remote}/{folder.name}")
+
+
+def _check_settings(
+    folder: Path,
+    config: Config,
+    num_rows: Mapping[str, Mapping[str, int]],
+    max_steps: int,
+    advice: str,
+    name: str = "",
+) -> None:
+    """Compares a checkpoint's settings and rows with those of a run.
+
+    Args:
+        folder: of the checkpoint.
+        config: of the run.
+        num_rows: of the run.
+        max_steps: of the run.
+        advice: what makes this configuration a new run.
+        name: of the checkpoint, for people; its folder, if empty.
+
+    Raises:
+        UserError: naming the first that differs.
+    """
+    if step_of(folder) > max_steps:
+        raise UserError(
+            f"training.max_steps: {max_steps:,} steps, but {name or folder} has done {step_of(folder):,} already; a "
+            f"run can become longer, not shorter: begin anew with {advice}"
+        )
     changed = changed_setting(yaml.safe_load((folder / "config.yaml").read_text()), config)
     for task, then in SavedState.read(folder).rows.items() if changed is None else ():
         for split, number in then.items():
@@ -174,6 +226,6 @@ def _check_settings(folder: Path, config: Config, num_rows: Mapping[str, Mapping
                 changed = changed or f"the {split} rows of task {task} were {number:,}, are {num_rows[task][split]:,}"
     if changed:
         raise UserError(
-            f"training.resume_from_checkpoint: {folder} was made with other settings ({changed}); make them as they "
-            f"were, or begin anew with another training.output_dir or with --training.resume_from_checkpoint never"
+            f"training.resume_from_checkpoint: {name or folder} was made with other settings ({changed}); make them "
+            f"as they were, or begin anew with {advice}"
         )

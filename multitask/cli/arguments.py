@@ -5,6 +5,7 @@ in `config/schema.py`.
 """
 
 import argparse
+import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ Mode = Literal["train", "evaluate", "predict", "export"]
 
 FLAGS_OF_MODES = {
     "--dry_run": ("train",),
+    "--only": ("train",),
     "--checkpoint": ("evaluate", "predict", "export"),
     "--tasks": ("evaluate", "predict", "export"),
     "--input": ("predict",),
@@ -83,12 +85,14 @@ def read_command(arguments: list[str], description: str | None = None) -> Comman
     config = _read_config(rest, description)
     if flags.mode == "train":
         check_trackers(config.tracking.report_to)
-    tasks = [name.strip() for name in (flags.tasks or "").split(",") if name.strip()]
-    if flags.tasks is not None and not tasks:
-        raise UserError(f"--tasks: names no task{hint('', config.tasks, 'tasks')}")
-    for name in tasks:
-        if name not in config.tasks:
-            raise UserError(f"--tasks: there is no task '{name}'{hint(name, config.tasks, 'tasks')}")
+    tasks = _names("--tasks", flags.tasks, config)
+    if only := _names("--only", flags.only, config):
+        weights = config.mixture.weights and {name: config.mixture.weights[name] for name in only}
+        config = dataclasses.replace(
+            config,
+            tasks={name: task for name, task in config.tasks.items() if name in only},
+            mixture=dataclasses.replace(config.mixture, weights=weights),
+        )
     return Command(
         config=config,
         line=shlex.join(["run_multitask.py", *arguments]),
@@ -102,6 +106,17 @@ def read_command(arguments: list[str], description: str | None = None) -> Comman
     )
 
 
+def _names(flag: str, text: str | None, config: Config) -> list[str]:
+    """Names of tasks with commas between them; none, if the flag is not given."""
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if text is not None and not names:
+        raise UserError(f"{flag}: names no task{hint('', config.tasks, 'tasks')}")
+    for name in names:
+        if name not in config.tasks:
+            raise UserError(f"{flag}: there is no task '{name}'{hint(name, config.tasks, 'tasks')}")
+    return names
+
+
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", default="train", help=f"What to do: {', '.join(get_args(Mode))}.")
     parser.add_argument(
@@ -109,6 +124,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="A checkpoint, or a run of which to take the newest, to evaluate, predict with or export. With it, "
         "--tasks NAME,NAME takes some of its tasks.",
+    )
+    parser.add_argument(
+        "--only", metavar="NAME,NAME", help="Train these tasks of the file alone, as a single-task baseline does."
     )
     parser.add_argument("--input", metavar="FILE", help="Rows to predict: .jsonl, .csv or .parquet.")
     parser.add_argument(

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from ..checkpoints.format import load_checkpoint
 from ..config.load import load_config
 from ..errors import UserError
-from ..evaluation.evaluate import evaluate_tasks, predict
+from ..evaluation.evaluate import evaluate_tasks, predict, progress_bar
 from ..inference.prediction_files import bad_rows_file, check_paths
 from ..inference.predictor import Predictor, predict_file
 from ..model.export import check_export_folder, export_run
@@ -35,12 +35,14 @@ def evaluate(command: Command, accelerator: Accelerator) -> None:
             raise UserError(f"tasks.{task.name}.label: the data has {task.labels}, the checkpoint {labels[task.name]}")
     static = uses_static_shapes(config.training.static_shapes, accelerator)
     model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True)
-    results = evaluate_tasks(
-        tasks,
-        lambda task, split: predict(
-            model, task.name, split, accelerator, tokenizer.pad_token_id, config.training.max_tokens_per_pass, static
-        ),
-    )
+    max_tokens = config.training.max_tokens_per_pass
+    with progress_bar(tasks, accelerator) as bar:
+        results = evaluate_tasks(
+            tasks,
+            lambda task, split: predict(
+                model, task.name, split, accelerator, tokenizer.pad_token_id, max_tokens, static, bar.update
+            ),
+        )
     accelerator.print(results_table(results, tasks))
     if command.output and accelerator.is_main_process:
         try:

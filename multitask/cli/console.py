@@ -1,11 +1,16 @@
 """What is shown in the terminal: tables, the plan of a run, its results; how much libraries may say."""
 
+import io
+import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from typing import TextIO
 
 import datasets
 import transformers
 
+from ..config.schema import TrainingConfig
 from ..data.static_shapes import num_graphs, static_lengths
 from ..mixture.mixture import Mixture
 from ..model.lora import SHARED
@@ -27,12 +32,60 @@ def format_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def quiet_libraries() -> None:
-    """Leaves to our own lines what `transformers` and `datasets` would log, and progress bars to terminals."""
+    """Leaves to our own lines what `transformers` and `datasets` would log; without a terminal, progress comes in
+    whole lines."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs of an error is in our own line
     if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+        sys.stderr = WholeLines(sys.stderr)
+
+
+class WholeLines(io.TextIOBase):
+    """A stream into a log (`kubectl logs`, Cloud Logging, Slurm), which shows nothing before a line ends.
+
+    Progress bars begin with a carriage return and overwrite themselves; here each state of a bar is a line, at most
+    one in so many seconds, and always the last one. Everything else passes unchanged.
+
+    Args:
+        stream: where the lines go.
+        seconds: between two lines of progress.
+    """
+
+    def __init__(self, stream: TextIO, seconds: float = 30.0):
+        self.stream, self.seconds = stream, seconds
+        self.bar, self.written, self.shown = "", "", -math.inf
+
+    def write(self, text: str) -> int:
+        if text.startswith("\r"):
+            self.bar = text.strip()
+            if self.bar and time.monotonic() - self.shown >= self.seconds:
+                self._show()
+        elif text == "\n" and self.bar:  # a bar that stays has ended
+            if self.bar != self.written:
+                self._show()
+            self.bar = ""
+        else:
+            self.stream.write(text)
+        return len(text)
+
+    def _show(self) -> None:
+        self.stream.write(f"{self.bar}\n")
+        self.stream.flush()
+        self.written, self.shown = self.bar, time.monotonic()
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream.encoding
 
 
 def plan(
@@ -40,15 +93,30 @@ def plan(
     model: MultitaskModel,
     mixture: Mixture,
     max_steps: int,
-    max_tokens_per_pass: int,
+    training: TrainingConfig,
     static_shapes: bool = False,
 ) -> str:
     """What will be trained on what, with notes on whatever is odd about it."""
     num_examples = {task.name: mixture.given(task.name, max_steps) for task in tasks}
-    notes = [f"note: {note}" for note in oddities(tasks, num_examples, max_tokens_per_pass, static_shapes)]
+    notes = [f"note: {note}" for note in oddities(tasks, num_examples, training.max_tokens_per_pass, static_shapes)]
     tables = [tasks_table(tasks, mixture.shares(max_steps), mixture.batch_size, max_steps), parameters_table(model)]
     how = "padded to static shapes, task by task" if static_shapes else str(model.call)
-    return "\n\n".join([*tables, "\n".join([f"encoder: sequences are {how}", *notes])])
+    lines = [schedule_line(max_steps, training, any(task.validation for task in tasks))]
+    return "\n\n".join([*tables, "\n".join([*lines, f"encoder: sequences are {how}", *notes])])
+
+
+def schedule_line(max_steps: int, training: TrainingConfig, is_evaluated: bool) -> str:
+    """How many steps, evaluations and checkpoints a run will have."""
+
+    def times(every: int | None) -> str:
+        count = math.ceil(max_steps / every) if every else 1  # the last step is always among them
+        return "once" if count == 1 else f"{count:,} times"
+
+    evaluated = f"evaluated {times(training.eval_steps)}" if is_evaluated else "not evaluated"
+    return (
+        f"run: {max_steps:,} step{'s' * (max_steps != 1)}, {evaluated}, saved {times(training.save_steps)}; the time "
+        f"that is left stands beside the progress once steps have been done"
+    )
 
 
 def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, float], batch_size: int, max_steps: int) -> str:

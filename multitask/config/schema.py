@@ -137,6 +137,9 @@ class TrainingConfig:
 
     Args:
         output_dir: Folder of the run.
+        overwrite_output_dir: Remove an earlier run in `output_dir` and begin anew.
+        init_from_checkpoint: A run's folder, or a checkpoint, whose encoder and heads a new run begins with; heads of
+            tasks that have the same name and labels. Everything else begins anew.
         seed: Seed of the heads, the order of the data and dropout.
         full_determinism: Deterministic kernels on a GPU, so that a run that is repeated or resumed gives the same
             numbers bit for bit; slower. On a CPU it always does.
@@ -173,6 +176,8 @@ class TrainingConfig:
     """
 
     output_dir: str
+    overwrite_output_dir: bool = False
+    init_from_checkpoint: str | None = None
     seed: int = 0
     full_determinism: bool = False
     num_train_epochs: float = 3.0

@@ -20,7 +20,7 @@ from .schema import METRIC_NAMES, TASK_RULES, Config, TaskConfig
 FLAGS = ("--dry_run", "--debug", "--help", "-h", "--print_config")
 
 
-MODE_FLAGS = ("--mode", "--checkpoint", "--input", "--output", "--skip_bad_rows")
+MODE_FLAGS = ("--mode", "--only", "--checkpoint", "--input", "--output", "--skip_bad_rows")
 
 
 # Keys of a task whose values are names that `tasks/` makes known.

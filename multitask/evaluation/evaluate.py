@@ -1,7 +1,8 @@
 """How good the model is on each task's validation rows: exact on any number of processes."""
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,16 +11,34 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..data.packing import pack, split_into_passes
+from ..data.packing import labels_of, pack, split_into_passes
 from ..data.split import Split
 from ..data.static_shapes import collate, split_statically, static_shape
 from ..model.multitask import MultitaskModel
+from ..tasks.base import TaskType
 from ..tasks.load import TaskData
 from ..tasks.metrics import Results
 from ..training.signals import Stopped
 from ..training.xla import end_graph
+
+LOSS_ROWS = 1024  # at once, which bounds the memory for outputs of each token
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation has found.
+
+    Args:
+        results: each task's metrics.
+        losses: each task's mean loss over its validation rows.
+        seconds: that it took.
+    """
+
+    results: Results
+    losses: dict[str, float]
+    seconds: float
 
 
 class Evaluator:
@@ -51,11 +70,15 @@ class Evaluator:
         self.max_tokens_per_pass, self.static_shapes = max_tokens_per_pass, static_shapes
         self.stop, self.look = stop, look
 
-    def run(self) -> Results | None:
-        """The metrics of all tasks; None if a signal came, and nothing has changed."""
+    def run(self) -> Evaluation | None:
+        """Measures all tasks; None if a signal came, and nothing has changed."""
         self.model.eval()
+        self.losses: dict[str, float] = {}
+        started = time.perf_counter()
         try:
-            return evaluate_tasks(self.tasks, self._logits)
+            with progress_bar(self.tasks, self.accelerator) as self.bar:
+                results = evaluate_tasks(self.tasks, self._logits)
+            return Evaluation(results, self.losses, time.perf_counter() - started)
         except Stopped:
             return None
         finally:
@@ -73,9 +96,35 @@ class Evaluator:
             self.tokenizer.pad_token_id,
             self.max_tokens_per_pass,
             self.static_shapes,
+            self.bar.update,
         )
+        self.losses[task.name] = mean_loss(task.type, logits, split)
         self.look(task, logits, self.tokenizer)
         return logits
+
+
+def progress_bar(tasks: Sequence[TaskData], accelerator: Accelerator) -> tqdm:
+    """A bar of the validation rows of all tasks, on the main process."""
+    total = sum(len(task.validation) for task in tasks if task.validation)
+    hidden = not accelerator.is_main_process
+    # In the place of the bar of the training, if there is one; a log has no lines to go up to.
+    place = {"position": 0, "leave": False, "mininterval": 0.5}
+    return tqdm(total=total, desc="evaluating", unit="row", disable=hidden, **place)
+
+
+def mean_loss(task_type: TaskType, logits: NDArray[np.float32], split: Split) -> float:
+    """The mean over a split's rows of the example loss, without a task's weight.
+
+    Args:
+        task_type: of the task.
+        logits: of all rows, as `predict` returns them.
+        split: the rows, with labels.
+    """
+    total, width = 0.0, logits.shape[1] if task_type.has_token_labels else 0
+    for first in range(0, len(split), LOSS_ROWS):
+        rows = np.arange(first, min(first + LOSS_ROWS, len(split)))
+        total += float(task_type.loss(torch.from_numpy(logits[rows]), labels_of(split, rows, width)).sum())
+    return total / len(split)
 
 
 @torch.no_grad()  # XLA has no inference mode
@@ -88,6 +137,7 @@ def compute_logits(
     max_tokens_per_pass: int,
     static_shapes: bool = False,
     num_passes: int = 0,
+    done: Callable[[int], object] = lambda rows: None,
 ) -> dict[str, Tensor]:
     """The logits of tasks that read the same sequences and use the same adapters: the encoder computes once for all.
 
@@ -100,6 +150,7 @@ def compute_logits(
         max_tokens_per_pass: limit of tokens at a time.
         static_shapes: whether to compute in the few shapes of `static_shapes.py`.
         num_passes: with static shapes, as many at least.
+        done: gets the number of rows of each pass.
 
     Returns:
         For each task a tensor of shape (rows, outputs), or (rows, tokens, outputs) with zeros behind a sequence's end,
@@ -130,6 +181,7 @@ def compute_logits(
             # Rows that fill up a static shape are cut off on the host.
             parts[task].append(of_task.float().cpu()[: len(numbers)] if static_shapes else of_task.float())
         computed.append(numbers)
+        done(len(numbers))
     order = np.concatenate(computed)
     sorter = np.argsort(order)
     back = torch.from_numpy(sorter[np.searchsorted(order, rows, sorter=sorter)])
@@ -144,11 +196,15 @@ def predict(
     pad_token_id: int,
     max_tokens_per_pass: int,
     static_shapes: bool = False,
+    done: Callable[[int], object] = lambda rows: None,
 ) -> NDArray[np.float32]:
     """The task's logits for every row of a split, computed by all processes together.
 
     Device r of R computes rows r, r + R, r + 2R… in order of length. A result travels with its row's number, so that
     none is lost or counted twice, however the rows divide.
+
+    Args:
+        done: gets the number of rows as they are computed, about those of all processes.
 
     Returns:
         Logits as `compute_logits` gives them, in the order of the split, the same on every process.
@@ -162,7 +218,17 @@ def predict(
     shares = [share if len(share) else by_length[:1] for share in shares]
     own = shares[accelerator.process_index]
     most = max(len(split_statically(share, split, len(share), max_tokens_per_pass)) for share in shares)
-    logits = compute_logits(model, [task], split, own, pad_token_id, max_tokens_per_pass, static_shapes, most)[task]
+    logits = compute_logits(
+        model,
+        [task],
+        split,
+        own,
+        pad_token_id,
+        max_tokens_per_pass,
+        static_shapes,
+        most,
+        lambda rows: done(rows * accelerator.num_processes),
+    )[task]
     numbers = torch.as_tensor(own.copy(), device=accelerator.device)
     every_number = accelerator.gather(accelerator.pad_across_processes(numbers, pad_index=-1)).cpu().numpy()
     every_logit = accelerator.gather(accelerator.pad_across_processes(logits)).cpu().numpy()

@@ -1,7 +1,6 @@
 """Asking a trained model: from Python, or a file of rows."""
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -186,7 +185,7 @@ def predict_file(
     if accelerator.is_main_process:
         bad_file.unlink(missing_ok=True)
     nowhere: AbstractContextManager = nullcontext(lambda rows: None)
-    progress = tqdm(desc="predicting", unit="row", disable=not (accelerator.is_main_process and sys.stderr.isatty()))
+    progress = tqdm(desc="predicting", unit="row", disable=not accelerator.is_main_process)
     with progress, prediction_file(target) if accelerator.is_main_process else nowhere as write:
         for rows in _chunks(read_rows(source), CHUNK * size):
             answers: list[Any] = [None] * len(rows)

@@ -72,6 +72,7 @@ def read_curves(path: Path) -> Curves:
     points: dict[str, dict[int, float]] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         values = json.loads(line)
+        values.pop("time", None)
         step = values.pop("step")
         for name, value in values.items():
             if value is not None:
@@ -90,7 +91,7 @@ def _results(curves: Curves, tasks: list[str]) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         values = curves[name][1]
-        best = max(values) if HIGHER_IS_BETTER.get(name.rpartition("/")[2], True) else min(values)
+        best = max(values) if HIGHER_IS_BETTER.get(name.rpartition("/")[2], name == "eval/average") else min(values)
         task, _, metric = name.removeprefix("eval/").partition("/")
         rows.append({"task": task, "metric": metric, "first": values[0], "best": best, "last": values[-1]})
     return rows
@@ -119,6 +120,8 @@ def _overview(curves: Curves, shares: Mapping[str, float]) -> list[tuple[str, Ma
         pairs = {task: (shares[task], given.get(task, 0) / total) for task in tasks}
         caption = "Share of the examples"
         drawn.append((caption, charts.bars(caption, ("planned", "realised"), pairs, stacked=False)))
+    losses = {task: f"eval/{task}/loss" for task in tasks}
+    add("Validation loss", _picked(curves, losses))
     add("Learning rate", _picked(curves, {"learning rate": "train/learning_rate"}))
     add("Gradient norm, before clipping", _picked(curves, {"norm": "train/grad_norm"}))
     add("Tokens per second", _picked(curves, {"tokens": "train/tokens_per_second"}))
@@ -131,7 +134,8 @@ def _overview(curves: Curves, shares: Mapping[str, float]) -> list[tuple[str, Ma
 def _task(name: str, curves: Curves, predictions: Mapping[str, Any] | None) -> dict[str, Any]:
     """A task's charts with their captions, and its rows to read."""
     drawn = []
-    metrics = {logged.rpartition("/")[2]: logged for logged in curves if logged.startswith(f"eval/{name}/")}
+    of_task = [logged for logged in curves if logged.startswith(f"eval/{name}/")]
+    metrics = {logged.rpartition("/")[2]: logged for logged in of_task if logged != f"eval/{name}/loss"}
     if metrics:
         drawn.append(("Validation", charts.lines(f"{name}: validation", _picked(curves, metrics))))
     if predictions:

@@ -1,12 +1,18 @@
 """What a run leaves on disk: its configuration and its numbers."""
 
+import contextlib
 import json
 import math
+import os
+import platform
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from ..config.schema import Config, to_yaml
 from ..errors import UserError
@@ -19,6 +25,10 @@ NUMBERS = ("metrics.jsonl", "metrics.json", "predictions.json", "watched.jsonl")
 # decide which tasks go on or which step is the best, training.eval_steps does.)
 HARMLESS = {
     "training.output_dir",
+    "training.overwrite_output_dir",
+    "training.max_steps",  # a run may become longer
+    "training.num_train_epochs",
+    "training.init_from_checkpoint",  # it is where a run began
     "training.max_tokens_per_pass",
     "training.logging_steps",
     "training.eval_steps",
@@ -37,16 +47,69 @@ HARMLESS = {
 }
 
 
+class RunLock:
+    """Keeps a second process out of a run's folder.
+
+    The lock is the operating system's (`filelock`), which lets go of it when the process ends, however it does; so a
+    lock that is left behind is none. Who holds it stands beside it, for the message to a second process.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path):
+        self.path, self.holder = folder / ".lock", folder / ".lock.holder"
+        self.lock = FileLock(self.path)
+
+    def acquire(self) -> None:
+        """Takes the lock; the folder is there.
+
+        Raises:
+            UserError: if another process holds it, naming that one.
+        """
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"training.output_dir: {self.path.parent} is in use by {self._holder()}; two processes would "
+                f"overwrite each other's checkpoints: wait for it, stop it, or give this run another folder"
+            ) from error
+        except OSError as error:
+            raise UserError(f"training.output_dir: {self.path} cannot be written: {error.strerror}") from error
+        self.holder.write_text(
+            f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        )
+
+    def release(self) -> None:
+        """Lets go of the lock, if it is held."""
+        self.holder.unlink(missing_ok=True)
+        self.lock.release()
+
+    def _holder(self) -> str:
+        with contextlib.suppress(OSError):
+            if text := self.holder.read_text().strip():
+                return text
+        return "another process"
+
+
 def check_run_folder(folder: Path, config: Config) -> None:
     """Refuses a folder that holds another configuration's run, or something else.
 
     Raises:
         UserError: naming the first setting that differs, or what is there.
     """
+    if config.training.overwrite_output_dir:
+        names = [p.name for p in folder.iterdir() if not p.name.startswith(".lock")] if folder.is_dir() else []
+        if names and not (folder / "config.yaml").is_file():
+            raise UserError(
+                f"training.overwrite_output_dir: {folder} holds no run but {min(names)}, which is not removed; give "
+                f"the run a new folder"
+            )
+        return
     path = folder / "config.yaml"
     if not path.exists():
         there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-        there -= {"config.yaml.partial"}
+        there -= {"config.yaml.partial", ".lock", ".lock.holder"}
         choice = config.training.resume_from_checkpoint
         if choice.startswith("gs://") or (config.checkpoints.remote and choice != "never"):
             there -= {"checkpoints"}  # of a run that was killed as it had fetched them; they tell whose they are
@@ -60,7 +123,8 @@ def check_run_folder(folder: Path, config: Config) -> None:
     if changed:
         raise UserError(
             f"training.output_dir: {folder} holds a run of another configuration "
-            f"({changed}); give this one a folder of its own"
+            f"({changed}); give this one a folder of its own, or remove that run with "
+            f"--training.overwrite_output_dir true"
         )
 
 
@@ -79,6 +143,41 @@ def changed_setting(earlier: dict[str, Any], config: Config) -> str | None:
         if then.get(key) != now.get(key):
             return f"{key} was {then.get(key)}, is {now.get(key)}"
     return None
+
+
+@contextlib.contextmanager
+def locked_run_folder(folder: Path, is_main_process: bool) -> Iterator[None]:
+    """Within, this process alone trains in a folder; one that is made for it and not used is removed again.
+
+    Raises:
+        UserError: if the folder cannot be made, or another process trains in it.
+    """
+    if not is_main_process:
+        yield
+        return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"training.output_dir: {error.filename} cannot be written: {error.strerror}") from error
+    lock = RunLock(folder)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+        if made and {path.name for path in folder.iterdir()} <= {lock.path.name, lock.holder.name}:
+            shutil.rmtree(folder)
+            for parent in made[1:]:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+def remove_run(folder: Path) -> None:
+    """Removes what is in a run's folder, but for its lock."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not path.name.startswith(".lock"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def open_run_folder(folder: Path, config: Config, checkpoint: Path | None) -> None:
@@ -105,14 +204,14 @@ def open_run_folder(folder: Path, config: Config, checkpoint: Path | None) -> No
 
 
 def append_metrics(folder: Path, step: int, values: dict[str, float]) -> None:
-    """Adds a line to metrics.jsonl; what is not a number is written as null."""
+    """Adds a line to metrics.jsonl with the time in seconds since 1970; what is not a number is written as null."""
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step} | _finite(values)) + "\n")
+        file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | _finite(values)) + "\n")
 
 
-def write_results(path: Path, step: int, results: dict[str, dict[str, float]], average: float) -> None:
-    """Replaces a file like metrics.json, which holds the last evaluation."""
-    content = {"step": step, "tasks": _finite(results)} | _finite({"average": average})
+def write_results(path: Path, step: int, results: dict[str, dict[str, float]], average: float, **more: Any) -> None:
+    """Replaces a file like metrics.json, which holds the last evaluation; `more` is written beside it."""
+    content = {"step": step, "tasks": _finite(results)} | _finite({"average": average} | more)
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -18,9 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from ..config.schema import Config
 from ..errors import first_line
 from ..evaluation.error_analysis import describe
+from ..evaluation.evaluate import Evaluation
 from ..tasks.load import TaskData
-from ..tasks.metrics import Results, average
+from ..tasks.metrics import HIGHER_IS_BETTER, Results, average
+from ..training.early_stopping import score
+from ..training.state import TrainState
 from ..utils import write_atomically
+from .origin import describe_origin, duration
 from .run_directory import append_metrics, write_results
 from .trackers import Trackers, shareable
 from .window import evaluation_values
@@ -35,10 +38,8 @@ class RunLogger:
         folder: of the run.
         config: of the run.
         shares: each task's share of the examples, as planned.
-        run_id: the trackers' name of the run.
+        state: of the run, for its name, its length, the steps done and the time.
         accelerator: whose main process writes.
-        max_steps: of the run.
-        step: how many are done already.
     """
 
     def __init__(
@@ -46,29 +47,35 @@ class RunLogger:
         folder: Path,
         config: Config,
         shares: Mapping[str, SupportsFloat],
-        run_id: str,
+        state: TrainState,
         accelerator: Accelerator,
-        max_steps: int,
-        step: int = 0,
     ):
-        self.folder, self.config = folder, shareable(dataclasses.asdict(config))
+        self.folder, self.config, self.state = folder, shareable(dataclasses.asdict(config)), state
+        self.origin = shareable(describe_origin(state.command))
+        self.metric, self.best_scores = config.training.metric_for_best_model, best_scores(folder)
         self.shares = {task: float(share) for task, share in shares.items()}
         self.accelerator = accelerator
         self.seen: dict[str, dict[str, Any]] = {}
         self.reported, self.complained = 0, False
         names = config.tracking.report_to if accelerator.is_main_process else []
         self.trackers = Trackers(
-            names, config.tracking.project, folder, run_id, self.config, _history(folder), tqdm.write
+            names,
+            config.tracking.project,
+            folder,
+            state.run_id,
+            self.config | {"run": self.origin},
+            _history(folder),
+            tqdm.write,
         )
         accelerator.trackers = [self.trackers]  # all of them, as one; `end_training` finishes it
 
         self.bar = tqdm(
-            total=max_steps,
-            initial=step,
+            total=state.max_steps,
+            initial=state.step,
             desc="training",
             unit="step",
             disable=not accelerator.is_main_process,
-            mininterval=0.5 if sys.stderr.isatty() else 30,  # in a log file, a line every half minute
+            mininterval=0.5,
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -77,6 +84,16 @@ class RunLogger:
             return
         append_metrics(self.folder, step, dict(values))
         self.trackers.log(step, {name: value for name, value in values.items() if math.isfinite(value)})
+
+    def length(self) -> None:
+        """Says and logs that a run has become longer or shorter since it was saved."""
+        state = self.state
+        if state.planned_steps and state.planned_steps != state.max_steps:
+            self.print(
+                f"step {state.step:,}: the run has {state.max_steps:,} steps now (it had {state.planned_steps:,}); "
+                f"the learning rate follows the new length from here on"
+            )
+            self.log(state.step, {"run/max_steps": state.max_steps})
 
     def print(self, text: str) -> None:
         """Prints a line above the bar, on the main process."""
@@ -97,12 +114,14 @@ class RunLogger:
         if self.accelerator.is_main_process:
             self.seen[task.name] = describe(task, logits, tokenizer)
 
-    def evaluation(self, step: int, results: Results) -> None:
-        """Writes the results of an evaluation, and what was taken since the last one."""
+    def evaluation(self, step: int, found: Evaluation) -> None:
+        """Prints and writes the results of an evaluation, and what was taken since the last one."""
         if not self.accelerator.is_main_process:
             return
-        self.log(step, evaluation_values(results))
-        write_results(self.folder / "metrics.json", step, results, average(results))
+        self.bar.write(evaluation_lines(step, found, self.best_scores))
+        self.log(step, evaluation_values(found))
+        more = {"losses": found.losses, "run_seconds": self.state.elapsed()}
+        write_results(self.folder / "metrics.json", step, found.results, average(found.results), **more)
         write_atomically(self.folder / "predictions.json", json.dumps({"step": step, "tasks": self.seen}))
         tables = {f"predictions/{name}": of_task["watched"] for name, of_task in self.seen.items()}
         with (self.folder / "watched.jsonl").open("a") as file:
@@ -120,7 +139,8 @@ class RunLogger:
 
         path = self.folder / "report" / "index.html"
         devices = self.accelerator
-        environment = describe_environment(devices.num_processes, devices.device, devices.mixed_precision)
+        environment = {"duration": duration(self.state.elapsed()), **self.origin}
+        environment |= describe_environment(devices.num_processes, devices.device, devices.mixed_precision)
         try:
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, page(self.folder, self.config, self.shares, environment))
@@ -130,10 +150,49 @@ class RunLogger:
             self.complained = True
 
 
+def evaluation_lines(step: int, found: Evaluation, best: dict[str, float]) -> str:
+    """An evaluation as it is printed: a line for each task, those that are better than before marked.
+
+    Args:
+        step: of the evaluation.
+        found: by it.
+        best: each task's best score so far, and that of the average; updated.
+    """
+    lines, is_first = [f"step {step:,}: evaluated in {found.seconds:.1f} s"], not best
+    width = max(map(len, [*found.results, "average"]))
+    for name in [*found.results, "average"]:
+        value = score(found.results, name)
+        is_best = value > best.get(name, -math.inf)
+        shown = found.results.get(name, {"": value})
+        parts = [f"{metric} {number:.4f}".strip() for metric, number in shown.items()]
+        parts += [f"loss {found.losses[name]:.4f}"] if name in found.losses else []
+        lines.append(
+            f"  {name.ljust(width)}  {', '.join(parts)}{'  (best so far)' if is_best and not is_first else ''}"
+        )
+        best[name] = max(value, best.get(name, -math.inf))
+    return "\n".join(lines)
+
+
+def best_scores(folder: Path) -> dict[str, float]:
+    """The best score of each task, and of the average, in the evaluations that a run's folder holds."""
+    best: dict[str, float] = {}
+    for _, values in _history(folder):
+        results: Results = {}
+        for name, value in values.items():
+            kind, _, rest = name.partition("/")
+            task, _, metric = rest.rpartition("/")
+            if kind == "eval" and task and metric in HIGHER_IS_BETTER and value is not None:
+                results.setdefault(task, {})[metric] = value
+        for name in [*results, "average"] if results else []:
+            best[name] = max(score(results, name), best.get(name, -math.inf))
+    return best
+
+
 def _history(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """All that was logged so far: the numbers, then the watched rows."""
     for name in ("metrics.jsonl", "watched.jsonl"):
         with contextlib.suppress(FileNotFoundError), (folder / name).open() as file:
             for line in file:
                 values = json.loads(line)
+                values.pop("time", None)
                 yield values.pop("step"), values

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..data.packing import Step
-from ..tasks.metrics import Results, average
+from ..evaluation.evaluate import Evaluation
+from ..tasks.metrics import average
 
 
 @dataclass
@@ -71,7 +72,10 @@ class LogWindow:
         return values
 
 
-def evaluation_values(results: Results) -> dict[str, float]:
-    """The results of an evaluation under the names that they are logged with."""
-    values = {f"eval/{task}/{name}": value for task, metrics in results.items() for name, value in metrics.items()}
-    return values | {"eval/average": average(results)}
+def evaluation_values(found: Evaluation) -> dict[str, float]:
+    """An evaluation under the names that it is logged with."""
+    values = {
+        f"eval/{task}/{name}": value for task, metrics in found.results.items() for name, value in metrics.items()
+    }
+    values |= {f"eval/{task}/loss": loss for task, loss in found.losses.items()}
+    return values | {"eval/average": average(found.results), "eval/seconds": found.seconds}

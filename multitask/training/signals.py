@@ -1,26 +1,56 @@
 """Ending at a signal: the step is finished and saved first."""
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+import psutil
 
 # A launcher passes on what the terminal has already sent to everyone; that is no second wish to end.
 SAME_SIGNAL_SECONDS = 2.0
+
+
+CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(Exception):
     """Raised inside of what may be given up half-way, such as an evaluation."""
 
 
+def follow_launcher() -> None:
+    """Has the kernel send SIGTERM to this process when Accelerate's launcher ends before it (Linux).
+
+    The launcher of one process passes no signal on: told to end, it would leave the training behind as an orphan.
+    """
+    if sys.platform != "linux" or not is_launcher(psutil.Process().parent()):
+        return
+    pr_set_pdeathsig = 1  # of sys/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def is_launcher(process: psutil.Process | None) -> bool:
+    """Whether a process is `accelerate launch`."""
+    try:
+        words = process.cmdline() if process else []
+    except psutil.Error:
+        return False
+    program = any(Path(word).name == "accelerate" or word.startswith("accelerate.commands") for word in words[:3])
+    return program and ("launch" in words[:4] or "accelerate.commands.launch" in words[:3])
+
+
 @contextmanager
 def caught_signals() -> Iterator[Callable[[], int]]:
-    """Within, SIGTERM and SIGINT are noted: the function tells the number of the first one, 0 if there was none.
+    """Within, SIGTERM, SIGINT and SIGHUP are noted: the function tells the number of the first, 0 if there was none.
 
     A second signal ends the process at once, with 128 + its number as shells have it.
     """
+    follow_launcher()
     first: list[tuple[int, float]] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -28,8 +58,11 @@ def caught_signals() -> Iterator[Callable[[], int]]:
             os._exit(128 + number)  # not even for what is being written
         if not first:
             first.append((number, time.monotonic()))
+            if os.environ.get("RANK", "0") == "0":
+                text = f"\n{signal.Signals(number).name}: this step is finished and saved; again ends at once\n"
+                os.write(2, text.encode())  # not `print`, which the signal may have interrupted
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in CAUGHT}
     try:
         yield lambda: first[0][0] if first else 0
     finally:

@@ -6,6 +6,7 @@ is here, and nothing else reads or writes `state.json`.
 
 import dataclasses
 import json
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class SavedState:
         balancing: the state of the loss weighting.
         window: sums since the last logged step.
         scaler: the state of fp16's gradient scaler; None in other precisions.
+        seconds: that the run has taken, over all processes that went on with it.
+        max_steps: as planned; 0 if it is not known.
         versions: of the packages that matter.
         format_version: of this file.
     """
@@ -69,6 +72,8 @@ class SavedState:
     balancing: dict[str, Any] = field(default_factory=dict)
     window: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] | None = None
+    seconds: float = 0.0
+    max_steps: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -114,12 +119,15 @@ class TrainState:
         stopping: what the evaluations have shown so far.
         window: sums since the last logged step.
         scaler: of the gradients, with fp16.
+        max_steps: of the run, as it is planned now.
         command: the command line.
         labels: names of each task's labels.
         rows: rows of the dataset by task and split.
         step: steps done.
         results: the evaluation after this step, if there was one.
         run_id: the trackers' name of the run; a resumed run keeps it.
+        seconds: that the run had taken when it was resumed.
+        planned_steps: of the run when it was saved; 0 for a new one.
     """
 
     model: MultitaskModel
@@ -128,12 +136,20 @@ class TrainState:
     stopping: EarlyStopping
     window: Stateful
     scaler: Any = None
+    max_steps: int = 0
     command: str = ""
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     step: int = 0
     results: Results | None = None
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    seconds: float = 0.0
+    planned_steps: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def elapsed(self) -> float:
+        """Seconds that the run has taken so far, without the time between a stop and its resumption."""
+        return self.seconds + time.monotonic() - self.started
 
     def advance(self, step: int) -> None:
         """After the update of a step, which has not been evaluated yet."""
@@ -153,12 +169,15 @@ class TrainState:
             balancing=self.weighting.state_dict(),
             window=self.window.state_dict(),
             scaler=self.scaler.state_dict() if self.scaler else None,
+            seconds=self.elapsed(),
+            max_steps=self.max_steps,
             versions={package: version(package) for package in PACKAGES},
         )
 
     def load(self, saved: SavedState) -> None:
         """Goes back to where `saved` was called."""
         self.step, self.results, self.run_id = saved.step, saved.results, saved.run_id or self.run_id
+        self.seconds, self.planned_steps = saved.seconds, saved.max_steps
         self.stopping.load_state_dict({"best": saved.best, "waits": saved.waits, "stopped": saved.stopped})
         self.weighting.load_state_dict(saved.balancing)
         self.window.load_state_dict(saved.window)

@@ -15,7 +15,15 @@ from multitask.checkpoints.manifest import checkpoints_in
 from .paths import ROOT
 from .tasks import read_jsonl
 
-TIMING = {"train/tokens_per_second", "checkpoint/seconds", "checkpoint/upload_seconds"}
+TIMING = {
+    "time",
+    "train/tokens_per_second",
+    "train/elapsed_seconds",
+    "train/remaining_seconds",
+    "eval/seconds",
+    "checkpoint/seconds",
+    "checkpoint/upload_seconds",
+}
 
 
 def curve(folder: Path) -> np.ndarray:
