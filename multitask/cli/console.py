@@ -1,4 +1,4 @@
-"""What is shown in the terminal: tables, the plan of a run, its results; how much libraries may say."""
+"""Console output: tables, the plan of a run, its results, and the verbosity of libraries."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from ..tasks.metrics import Results, average
 
 
 def format_table(lines: Sequence[Sequence[str]]) -> str:
-    """Aligned columns under a ruled head: the first two to the left, the others to the right."""
+    """Formats columns under a ruled header: the first two left-aligned, the others right-aligned."""
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     rows = [
         "  ".join(
@@ -27,10 +27,10 @@ def format_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def quiet_libraries() -> None:
-    """Leaves to our own lines what `transformers` and `datasets` would log, and progress bars to terminals."""
+    """Silences `transformers` and `datasets`, except for the progress bars of `datasets` in a terminal."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs of an error is in our own line
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own messages include its errors
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
 
@@ -43,7 +43,7 @@ def plan(
     max_tokens_per_pass: int,
     static_shapes: bool = False,
 ) -> str:
-    """What will be trained on what, with notes on whatever is odd about it."""
+    """Tables of the tasks and parameters to be trained, with notes on anything unusual."""
     num_examples = {task.name: mixture.given(task.name, max_steps) for task in tasks}
     notes = [f"note: {note}" for note in oddities(tasks, num_examples, max_tokens_per_pass, static_shapes)]
     tables = [tasks_table(tasks, mixture.shares(max_steps), mixture.batch_size, max_steps), parameters_table(model)]
@@ -51,7 +51,7 @@ def plan(
 
 
 def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, float], batch_size: int, max_steps: int) -> str:
-    """One row a task: training rows, their tokens, share of the examples, examples a step, passes over the rows."""
+    """One row per task: training rows, tokens, share of the examples, examples per step, passes over the rows."""
     lines = [("task", "type", "outputs", "rows", "validation", "tokens", "share", "examples/step", "passes")]
     for task in tasks:
         share = shares[task.name]
@@ -92,13 +92,13 @@ def parameters_table(model: MultitaskModel) -> str:
 def oddities(
     tasks: Sequence[TaskData], num_examples: Mapping[str, int], max_tokens_per_pass: int, static_shapes: bool = False
 ) -> list[str]:
-    """A sentence for whatever is worth knowing before hours are spent on it.
+    """Notes on what is unusual about a run, to be read before it starts.
 
     Args:
-        tasks: those of the run.
-        num_examples: how many examples each gets in the whole run.
+        tasks: tasks of the run.
+        num_examples: examples of each task in the whole run.
         max_tokens_per_pass: in padded tokens.
-        static_shapes: whether they are used.
+        static_shapes: whether static shapes are used.
     """
     notes = []
     if static_shapes:
@@ -131,7 +131,7 @@ def oddities(
 
 
 def results_table(results: Results, tasks: Sequence[TaskData]) -> str:
-    """Task, metric, value and validation rows, and the average below."""
+    """Task, metric, value and number of validation rows, with the average in the last row."""
     num_rows = {task.name: task.validation.num_examples for task in tasks if task.validation}
     lines = [("task", "metric", "value", "rows")]
     for task, metrics in results.items():
