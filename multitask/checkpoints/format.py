@@ -224,7 +224,7 @@ def take_part_in_saving(model: nn.Module, optimizer: torch.optim.Optimizer) -> N
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    """Loads what `optimizer_tensors` returned from a file into an optimizer."""
+    """Loads optimizer state from a file of the tensors that `optimizer_tensors` returned."""
     parameters = dict(model.named_parameters())
     state: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(path).items():

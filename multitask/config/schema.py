@@ -152,8 +152,8 @@ class TrainingConfig:
         loss_balancing: Factors on the task losses besides their weights: none (static); 1 / log(number of classes)
             (size_of_label_space); learned from the noise of each task (uncertainty); updated after each step so that
             all losses fall at the same rate (famo).
-        agreement_steps: Steps between measurements of the similarity of the tasks' gradients, which need memory per
-            task; null measures ten times over the run, or never with more than 10 tasks; 0 never.
+        agreement_steps: Steps between two measurements of the similarity of the tasks' gradients; null measures ten
+            times over the run, or never with more than 10 tasks, as each task needs memory; 0 never.
         logging_steps: Steps between two lines in metrics.jsonl.
         eval_steps: Steps between two evaluations; null evaluates only at the end.
         save_steps: Steps between two checkpoints; the last step is always saved. Null saves only the last step.
@@ -163,7 +163,7 @@ class TrainingConfig:
         metric_for_best_model: How the best checkpoint is chosen: `average`, the mean over tasks of each task's mean
             metric; `TASK`, the mean of one task's metrics; or `TASK/METRIC`. For errors (mse) lower is better.
         resume_from_checkpoint: `auto` resumes from the newest checkpoint of the same run, local or in
-            `checkpoints.remote`; `never`; or a checkpoint to resume from, a folder or gs://BUCKET/PREFIX/step-….
+            `checkpoints.remote`; `never` starts anew; or a checkpoint: a folder or gs://BUCKET/PREFIX/step-….
         dataloader_num_workers: Processes that prepare batches in the background; 0 prepares them in the training loop;
             null uses 1, or 0 where the model runs on the CPU.
         static_shapes: Use few distinct batch shapes and one task per pass, for compilers that compile one graph per

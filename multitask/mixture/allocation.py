@@ -109,7 +109,7 @@ class Plan:
             self._lines.append(lines)
 
     def _lay_tree(self) -> None:
-        """For each stretch and node, the left child's count as a linear function of the node's."""
+        """Per stretch and node, the left child's count as a linear function of the node's since the plan began."""
         mean = self.mean_shares()
         tree = _huffman({task: mean[task] for task in self.tasks})
         self.paths = dict(_paths(tree))
