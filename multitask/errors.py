@@ -1,4 +1,4 @@
-"""What a user's mistake looks like: one line that names what is wrong and what would be right."""
+"""User errors, reported in one line that names what is wrong and what would be right."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """A mistake in the configuration or the data; `run_multitask.py` prints its one line and exits with status 2."""
+    """An error in the configuration or the data; `run_multitask.py` prints it in one line and exits with status 2."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
@@ -17,7 +17,7 @@ class UserError(Exception):
 
 @contextmanager
 def mistakes_in_one_line(is_debugged: bool = False) -> Iterator[None]:
-    """Ends the program with status 2 and a mistake's line on stderr; with `is_debugged`, as any other exception."""
+    """Prints a `UserError` to stderr and exits with status 2; with `is_debugged`, re-raises it."""
     try:
         yield
     except UserError as error:
@@ -25,21 +25,21 @@ def mistakes_in_one_line(is_debugged: bool = False) -> Iterator[None]:
             raise
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
-        else:  # all processes find the same mistake, and the launcher ends all with the first: let rank 0 speak
+        else:  # every rank fails, and the launcher kills all when the first exits: let rank 0 print
             time.sleep(5)
         sys.exit(2)
 
 
 def hint(name: object, valid: Iterable[object], what: str = "valid") -> str:
-    """The end of an error about a name that is not known.
+    """The end of an error message about an unknown name.
 
     Args:
         name: what the user wrote.
-        valid: every name that would have been right.
-        what: how the list of names is introduced.
+        valid: all valid names.
+        what: label of the list of names.
 
     Returns:
-        `; did you mean 'X'?` (if one is near) and the sorted list of names.
+        `; did you mean 'X'?` (if a valid name is similar) and the sorted list of names.
     """
     names = sorted(str(option) for option in valid)
     near = get_close_matches(str(name), names, n=1)
@@ -48,5 +48,5 @@ def hint(name: object, valid: Iterable[object], what: str = "valid") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first non-empty line of a library's error, for use inside a message of ours."""
+    """The first non-empty line of a library's error, for use in our own messages."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Helpers that know nothing of tasks, models or runs."""
+"""Helpers that do not depend on tasks, models or runs."""
 
 import hashlib
 import re
@@ -22,14 +22,14 @@ def stable_seed(*parts: object) -> int:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a text file, which is there as a whole at any moment, in UTF-8 whatever the locale."""
+    """Replaces a text file atomically; the encoding is UTF-8 whatever the locale."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """The bucket of a URL, and the prefix of the names in it: empty, or ending in a slash.
+    """Splits a URL into its bucket and its object prefix, which is empty or ends in a slash.
 
     Raises:
         UserError: if it is not gs://BUCKET or gs://BUCKET/PREFIX.

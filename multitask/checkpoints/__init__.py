@@ -1,1 +1,1 @@
-"""Saving, restoring and copying runs."""
+"""Saving, restoring and uploading checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run has learned, and what it takes to use it elsewhere."""
+"""Checkpoint format: everything needed to resume a run or to rebuild its model elsewhere."""
 
 import hashlib
 import os
@@ -27,14 +27,14 @@ from .manifest import checkpoints_in, verify, write_manifest
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one step, copied, so that training can go on while it is written."""
+    """A copy of a run's state at one step, so that training can continue while it is written."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     encoder_config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     state: SavedState
-    texts: dict[str, str]  # by the name of the file
+    texts: dict[str, str]  # by file name
 
 
 def take_snapshot(
@@ -45,15 +45,15 @@ def take_snapshot(
     state: SavedState,
     numbers: Sequence[Path] = (),
 ) -> Snapshot:
-    """Copies into the host's memory what a checkpoint holds.
+    """Copies the contents of a checkpoint to host memory.
 
     Args:
-        model: with its heads and adapters; each trained weight is taken once, those of a frozen encoder are not.
-        optimizer: of its parameters.
-        tokenizer: the encoder's, as it came.
+        model: model with heads and adapters; each trainable parameter is copied once, frozen ones are not.
+        optimizer: optimizer of the model's parameters.
+        tokenizer: the encoder's tokenizer, unmodified.
         config: the resolved configuration as YAML.
-        state: everything else that is kept.
-        numbers: files to copy.
+        state: everything else that is saved.
+        numbers: metrics files to include.
     """
     first: Any = next(iter(model.tasks.values()))
     return Snapshot(
@@ -71,13 +71,13 @@ def take_snapshot(
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
-    """Writes a folder from which the run can go on, and the model be made again; it is there as a whole or not at all.
+    """Writes a checkpoint folder, which is either complete or absent.
 
     It holds `model.safetensors`; `optimizer.safetensors`; `encoder/`, the encoder's configuration and tokenizer;
-    `config.yaml`; `state.json`; the numbers so far; and `manifest.json`, which lists them all.
+    `config.yaml`; `state.json`; the metrics files; and `manifest.json`, which lists them all.
 
     Args:
-        folder: replaced if it is there.
+        folder: replaced if it exists.
         snapshot: what to write.
 
     Raises:
@@ -98,7 +98,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         write_manifest(partial, step=state.step, config_digest=digest, versions=state.versions)
         for path in (*partial.rglob("*"), partial):
             _flush(path)
-    except Exception as error:  # safetensors has an exception of its own, and tokenizers another
+    except Exception as error:  # safetensors and tokenizers raise their own exception types
         shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(folder.parent.parent).free
         if "No space left" not in str(error):
@@ -121,20 +121,20 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def delete_checkpoint(folder: Path) -> None:
-    """Takes the name away first, so that what bears it is whole at any moment."""
+    """Deletes a checkpoint; renames it first, so that a folder with a checkpoint's name is always complete."""
     if folder.exists():
         shutil.rmtree(folder.rename(folder.with_name(folder.name + ".deleted")))
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file or a folder's list of names is on the disk."""
+    """Flushes a file, or a folder's directory entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
 
 
 def find_checkpoint(location: str) -> Path:
-    """The folder of a checkpoint: the one given, or the newest of the run that is given.
+    """The checkpoint folder at `location`, or the newest checkpoint if it is a run's folder.
 
     Raises:
         UserError: if there is none.
@@ -152,14 +152,14 @@ def find_checkpoint(location: str) -> Path:
 
 
 def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[Task], PreTrainedTokenizerBase]:
-    """The model of a checkpoint, its tasks and its tokenizer.
+    """Loads the model, tasks and tokenizer of a checkpoint.
 
     Args:
-        folder: of the checkpoint.
-        config: of its run.
+        folder: the checkpoint.
+        config: configuration of its run.
 
     Raises:
-        UserError: for a frozen encoder that is not found, and for weights that do not belong to this configuration.
+        UserError: if the checkpoint is damaged or does not fit the configuration, or a frozen encoder is not found.
     """
     try:
         verify(folder)
@@ -183,20 +183,20 @@ def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[
     return model.eval(), tasks, load_tokenizer(str(folder / "encoder"), config.model.max_length)
 
 
-# -- weights, and what the optimizer knows of them --------------------------------------------------------------------
+# -- weights and optimizer state -------------------------------------------------------------------------------------
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Every trainable parameter once, by name: of a run with adapters these and the heads, without the encoder."""
+    """Each trainable parameter once, by name; with adapters, only the adapters and the heads."""
     return {name: whole(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
 def load_trained_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Puts back what `trained_weights` gave.
+    """Loads what `trained_weights` returned.
 
     Raises:
-        ValueError: for the first name that is missing or too many, or the first shape that is another.
+        ValueError: for the first missing or unexpected name, or the first shape mismatch.
     """
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name in sorted(own.keys() ^ weights.keys()):
@@ -209,7 +209,7 @@ def load_trained_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Non
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """What an optimizer knows of each parameter, by the parameter's name."""
+    """Optimizer state tensors by `PARAMETER/KEY`."""
     return {
         f"{name}/{key}": whole(value)
         for name, parameter in model.named_parameters()
@@ -218,13 +218,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def take_part_in_saving(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """What the other processes do while the main one saves: give their parts, where each has one."""
+    """Takes part, on the other processes, in gathering sharded tensors while the main process saves."""
     trained_weights(model)
     optimizer_tensors(optimizer, model)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    """Gives an optimizer back what `optimizer_tensors` gave, from a file."""
+    """Loads optimizer state from a file of the tensors that `optimizer_tensors` returned."""
     parameters = dict(model.named_parameters())
     state: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(path).items():

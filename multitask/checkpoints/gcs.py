@@ -1,8 +1,8 @@
-"""Objects in Google Cloud Storage: files that are sent and fetched, whole or not at all.
+"""Uploads and downloads of files in Google Cloud Storage, with checksums.
 
-Lost connections, busy servers and the backoff between tries are the library's: with `DEFAULT_RETRY` it repeats a
-request for two minutes (https://cloud.google.com/storage/docs/retry-strategy). On top, every file that arrived is
-compared with the CRC32C that it should have, and transferred anew if it differs.
+The library handles lost connections, busy servers and backoff: with `DEFAULT_RETRY` it retries a request for two
+minutes (https://cloud.google.com/storage/docs/retry-strategy). In addition, every transferred file is compared with
+its expected CRC32C, and transferred again if it differs.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,55 +21,55 @@ from ..utils import split_url
 RETRY = DEFAULT_RETRY
 
 
-CHUNK_BYTES = 8 << 20  # of a large file in one request, which is held in memory; a multiple of 256 KiB
+CHUNK_BYTES = 8 << 20  # per request of a large file, held in memory; a multiple of 256 KiB
 
 
-TIMEOUT_SECONDS = 60.0  # to send a request, and between bytes of the answer
+TIMEOUT_SECONDS = 60.0  # for sending a request, and between bytes of the response
 
 
-THREADS = 4  # files at once
+THREADS = 4  # files transferred at once
 
 
-ATTEMPTS = 3  # at a file that arrives damaged
+ATTEMPTS = 3  # per file
 
 
-# What another attempt at the same file cannot mend; before a RetryError the library has tried for long enough.
+# Errors that another attempt cannot fix; before a RetryError, the library has already retried.
 _FINAL = (Forbidden, Unauthorized, GoogleAuthError, PreconditionFailed, RetryError, FileNotFoundError)
 
 
 def open_url(url: str) -> tuple[storage.Bucket, str]:
-    """The bucket of a URL, for use, and the prefix as `split_url` gives it. Nothing is asked of the server."""
+    """The bucket object and the prefix (as in `split_url`) of a URL. Sends no request."""
     name, prefix = split_url(url)
     try:
         client = storage.Client()
-    except OSError:  # credentials that belong to no project; objects need none
+    except OSError:  # credentials without a project; objects need none
         client = storage.Client(project=None)
     return client.bucket(name), prefix
 
 
 def list_objects(bucket: storage.Bucket, prefix: str) -> Iterator[storage.Blob]:
-    """The objects whose names begin so, with their name and CRC32C."""
+    """The objects whose names start with `prefix`, with their name and CRC32C."""
     fields = "items(name,crc32c),nextPageToken"
     return bucket.client.list_blobs(bucket, prefix=prefix, fields=fields, retry=RETRY, timeout=TIMEOUT_SECONDS)
 
 
 def delete_objects(blobs: list[storage.Blob]) -> None:
-    """Deletes objects in their order; those that are gone already are fine."""
+    """Deletes objects in order; missing ones are ignored."""
     if blobs:
         blobs[0].bucket.delete_blobs(blobs, on_error=lambda blob: None, retry=RETRY, timeout=TIMEOUT_SECONDS)
 
 
 def send_file(path: Path, blob: storage.Blob, crc32c: str, if_generation_match: int | None = None) -> None:
-    """Uploads a file: a large one in chunks, each of which is sent again if its connection is lost.
+    """Uploads a file; a large one in chunks, each of which is sent again if its connection is lost.
 
     Args:
-        path: of the file.
-        blob: where to.
-        crc32c: of the content, as `manifest.crc32c_of` writes it.
-        if_generation_match: 0 creates only.
+        path: the file.
+        blob: the destination.
+        crc32c: checksum of the file, as returned by `manifest.crc32c_of`.
+        if_generation_match: 0 fails if the object exists.
 
     Raises:
-        ValueError: if the bytes that arrive do not have this checksum.
+        ValueError: if the uploaded bytes do not have this checksum.
         google.api_core.exceptions.GoogleAPIError: if it cannot be uploaded.
     """
 
@@ -77,7 +77,7 @@ def send_file(path: Path, blob: storage.Blob, crc32c: str, if_generation_match: 
         blob.upload_from_filename(
             path,
             checksum="crc32c",
-            crc32c_checksum_value=crc32c,  # a server that got other bytes refuses them
+            crc32c_checksum_value=crc32c,  # the server rejects bytes with another checksum
             if_generation_match=if_generation_match,
             retry=RETRY,
             timeout=TIMEOUT_SECONDS,
@@ -94,13 +94,13 @@ def fetch_file(blob: storage.Blob, path: Path, check: Callable[[], object]) -> N
     """Downloads a file.
 
     Args:
-        blob: where from.
-        path: where to; its folders are made.
-        check: looks at the file and raises ValueError if it is damaged. (The library does not check the bytes that it
-            fetched after a lost connection.)
+        blob: the source.
+        path: the destination; parent folders are created.
+        check: raises ValueError if the file is damaged. (The library does not check bytes that it fetched after a
+            lost connection.)
 
     Raises:
-        ValueError: if it arrives damaged every time.
+        ValueError: if the file is damaged after every attempt.
         google.api_core.exceptions.GoogleAPIError: if it cannot be downloaded.
     """
 
@@ -124,20 +124,20 @@ def _insist(transfer: Callable[[], None]) -> None:
 
 
 def in_parallel(transfer: Callable[[str], None], names: Iterable[str]) -> None:
-    """Calls a function with every name, in several threads; raises the first error after all calls have ended."""
-    # The threads of transfer_manager would keep the process from exiting until they have sent all; these do not.
+    """Calls a function with every name, in several threads; raises the first error after all calls have finished."""
+    # Unlike the threads of transfer_manager, these do not keep the process from exiting until all files are sent.
     with ThreadPool(THREADS) as pool:
         pool.map(transfer, names, chunksize=1)
 
 
 @contextmanager
 def clear_errors(url: str, permission: str, missing: str = "") -> Iterator[None]:
-    """Turns what a user can mend into a UserError.
+    """Converts errors that a user can fix into a UserError.
 
     Args:
-        url: of the place.
-        permission: that the code inside needs.
-        missing: what it means when something is not found; by default, that there is no such bucket.
+        url: URL that the code inside accesses.
+        permission: permission that the code inside needs.
+        missing: message if something is not found; by default, that the bucket does not exist.
     """
     bucket = split_url(url)[0]
     try:

@@ -1,4 +1,4 @@
-"""`CheckpointManager`: everything that happens to a run's checkpoints while it trains."""
+"""`CheckpointManager`: saves, restores, prunes, uploads and exports the checkpoints of a run."""
 
 import sys
 import time
@@ -32,20 +32,20 @@ from .manifest import checkpoint_at, checkpoints_in, step_name, step_of
 from .resume import find_best, open_run
 from .uploads import Uploader, finish_uploads
 
-Log = Callable[[int, Mapping[str, float]], object]  # of values at a step
+Log = Callable[[int, Mapping[str, float]], object]  # (step, values)
 
 
 class CheckpointManager:
-    """Restores a run, saves it behind the training, prunes and uploads its checkpoints, exports the chosen one.
+    """Restores a run, saves it in the background, prunes and uploads its checkpoints, exports the selected one.
 
-    All processes call the same methods at the same time; the main one writes.
+    All processes call the same methods at the same time; only the main process writes.
 
     Args:
-        config: of the run.
-        state: of the run: what is saved and restored.
-        tasks: of the run.
-        tokenizer: the encoder's.
-        accelerator: of the run.
+        config: configuration of the run.
+        state: training state to save and restore.
+        tasks: tasks of the run.
+        tokenizer: the encoder's tokenizer.
+        accelerator: accelerator of the run.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class CheckpointManager:
         self.uploads: Uploader | None = None
 
     def restore(self) -> None:
-        """Opens the run's folder and goes back to the checkpoint that it continues from, if there is one.
+        """Opens the run's folder and restores the checkpoint to resume from, if there is one.
 
         Raises:
-            UserError: for a checkpoint that is damaged or was made with other settings, and for a folder or a bucket
-                that cannot be written to; on all processes.
+            UserError: if the checkpoint is damaged or was made with other settings, or if the folder or the bucket
+                cannot be written to; on all processes.
         """
         config, state = self.config, self.state
         checkpoint = open_run(self.folder, config, state.rows, state.max_steps, self.accelerator)
@@ -83,13 +83,13 @@ class CheckpointManager:
                 self.uploads = Uploader(config.checkpoints.remote, keep, tqdm.write)
 
     def save(self, log: Log) -> None:
-        """Copies the state into the host's memory; a thread writes it to the disk and hands it to the upload.
+        """Copies the state to host memory; a thread writes it to disk and queues its upload.
 
         Args:
-            log: gets `checkpoint/seconds`, for which training waited, and the seconds of uploads that have ended.
+            log: receives `checkpoint/seconds`, the time training waited, and the seconds of completed uploads.
         """
         started = time.perf_counter()
-        self.writer.wait()  # for the checkpoint before, or its error
+        self.writer.wait()  # for the previous checkpoint; raises its error
         state, folder = self.state, self.folder
         state.stopping.saved(state.step, state.results)
         if not self.accelerator.is_main_process:
@@ -110,7 +110,7 @@ class CheckpointManager:
         prune(self.folder, self.config.training.save_total_limit, self.state.stopping.best["step"], busy)
 
     def export(self, folder: Path) -> None:
-        """Writes one ordinary model per task, from the last checkpoint or the best one; on the main process."""
+        """Writes one ordinary model per task from the last or the best checkpoint, on the main process."""
         if not self.accelerator.is_main_process:
             return
         self.writer.wait()
@@ -128,19 +128,19 @@ class CheckpointManager:
         print(f"\nOne model per task in {folder}; the numbers in {self.folder / 'metrics.json'}")
 
     def wait(self) -> None:
-        """Waits until the last checkpoint is on the disk, and raises what went wrong in writing it."""
+        """Waits until the last checkpoint is on disk; raises the error if writing failed."""
         self.writer.wait()
 
     def close(self, status: int, log: Log, *folders: Path) -> int:
-        """Waits until all is written and uploaded.
+        """Waits until everything is written and uploaded.
 
         Args:
-            status: the exit status of the run.
-            log: as of `save`.
-            folders: to be uploaded besides the checkpoints.
+            status: exit status of the run.
+            log: as in `save`.
+            folders: folders to upload besides the checkpoints.
 
         Returns:
-            The status; 1 if something is missing in the bucket.
+            `status`, or 1 if an upload is incomplete.
         """
         self.writer.wait()
         best = checkpoint_at(self.folder, self.state.stopping.best["step"])
@@ -149,14 +149,14 @@ class CheckpointManager:
 
 
 class Background:
-    """One piece of work at a time, in a thread; the process does not end before it is done."""
+    """Runs one job at a time in a thread; the process does not exit before it is done."""
 
     def __init__(self) -> None:
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 
     def start(self, work: Callable[[], object]) -> None:
-        """Begins a piece of work when the one before is done; raises what went wrong in that one."""
+        """Starts a job after the previous one is done; raises the previous job's error."""
         self.wait()
 
         def run() -> None:
@@ -169,7 +169,7 @@ class Background:
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits until the work is done, and raises what went wrong in it."""
+        """Waits until the job is done; raises its error."""
         if self._thread:
             self._thread.join()
         self._thread, error, self._error = None, self._error, None
@@ -178,13 +178,13 @@ class Background:
 
 
 def prune(folder: Path, limit: int | None, best: int | None, busy: Set[Path]) -> None:
-    """Deletes a run's checkpoints but for the newest, the best, and those that are being copied.
+    """Deletes a run's checkpoints except the newest, the best, and those being uploaded.
 
     Args:
-        folder: of the run.
-        limit: how many of the newest stay; None keeps all.
-        best: the step of the best one, if any has been evaluated.
-        busy: those that are being copied.
+        folder: the run's folder.
+        limit: number of newest checkpoints to keep; None keeps all.
+        best: step of the best checkpoint; None if none has been evaluated.
+        busy: checkpoints being uploaded.
     """
     for path in checkpoints_in(folder)[limit or sys.maxsize :]:
         if step_of(path) != best and path not in busy:
@@ -192,5 +192,5 @@ def prune(folder: Path, limit: int | None, best: int | None, busy: Set[Path]) ->
 
 
 def steps_to_keep(limit: int | None, stopping: EarlyStopping, steps: Sequence[int]) -> set[int]:
-    """The newest `limit` of all steps that have a copy, in order, and the best; None keeps all."""
+    """The newest `limit` of the uploaded `steps` (in ascending order) and the best; None keeps all."""
     return {*steps[-(limit or 0) :]} | ({stopping.best["step"]} & {*steps})  # -0 is the whole list

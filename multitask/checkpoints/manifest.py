@@ -1,4 +1,4 @@
-"""The list of a checkpoint's files with their sizes and checksums; a folder without it is no checkpoint."""
+"""Manifest of a checkpoint: its files with sizes and checksums. A folder without one is not a checkpoint."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def crc32c_of(path: Path) -> str:
-    """The checksum of a file as Google Cloud Storage writes it: base64 of the CRC32C in big-endian byte order.
+    """Checksum of a file in the format of Google Cloud Storage: base64 of the CRC32C in big-endian byte order.
 
     https://cloud.google.com/storage/docs/json_api/v1/objects#resource
     """
@@ -27,7 +27,7 @@ def crc32c_of(path: Path) -> str:
 
 
 def describe(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every file of a folder except its manifest, by its name relative to the folder: `size` in bytes and `crc32c`."""
+    """`size` in bytes and `crc32c` of every file in a folder except its manifest, by relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
     return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "crc32c": crc32c_of(path)} for path in paths
@@ -35,22 +35,22 @@ def describe(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_manifest(folder: Path, **fields: Any) -> None:
-    """Writes `manifest.json`: the fields, `files` as `describe` gives them, and the checksum of the manifest itself.
+    """Writes `manifest.json`: `fields`, `files` as in `describe`, and the checksum of the manifest itself.
 
-    It is not flushed to the disk, as little as the files are.
+    Flushes neither the manifest nor the files to disk.
 
     Args:
-        folder: with all its other files.
-        fields: what else the manifest says, as JSON: `step`, `config_digest`, `versions`.
+        folder: checkpoint folder with all its other files.
+        fields: further entries, serialisable as JSON: `step`, `config_digest`, `versions`.
     """
     (folder / NAME).write_bytes(_encode({**fields, "files": describe(folder)}))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `write_manifest` wrote.
+    """Reads and validates what `write_manifest` wrote.
 
     Raises:
-        ValueError: if it is missing, damaged in any byte, or names a file outside the folder.
+        ValueError: if it is missing, damaged, or names a file outside the folder.
     """
     path = folder / NAME
     try:
@@ -83,7 +83,7 @@ def verify(folder: Path) -> None:
 
 
 def verify_file(path: Path, file: Mapping[str, Any]) -> None:
-    """Compares a file with what its manifest says of it.
+    """Compares a file with its manifest entry.
 
     Raises:
         ValueError: if it is missing, of another size, or damaged.
@@ -102,17 +102,17 @@ def step_name(step: int) -> str:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint, by its name."""
+    """The step in a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def checkpoint_at(folder: Path, step: int | None) -> Path | None:
-    """Where a run's checkpoint of a step is; None for no step."""
+    """Path of a run's checkpoint at a step; None if `step` is None."""
     return None if step is None else folder / "checkpoints" / step_name(step)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, the newest first; a name with an ending is that of something else."""
+    """The complete checkpoints of a run, newest first; ignores names with a suffix, such as `.partial`."""
     found = (path.parent for path in (folder / "checkpoints").glob("step-*/manifest.json"))
     return sorted((path for path in found if not path.suffix), reverse=True)
 

@@ -1,7 +1,7 @@
 """Copies of checkpoints in Google Cloud Storage.
 
-A checkpoint is the objects `PREFIX/step-00000500/NAME` of its files. Its manifest is uploaded last and deleted first:
-a checkpoint with a manifest is whole, one without is not there.
+Each file of a checkpoint is an object `PREFIX/step-00000500/NAME`. The manifest is uploaded last and deleted first, so
+a checkpoint with a manifest is complete; one without is ignored.
 """
 
 import re
@@ -21,11 +21,11 @@ from .manifest import NAME, crc32c_of, describe, read_manifest, step_name, verif
 
 
 def check_access(url: str) -> None:
-    """Lists, creates, reads and deletes an object under the prefix, as the copies will need it.
+    """Lists, creates, reads and deletes an object under the prefix to check the permissions that copying needs.
 
     Raises:
-        UserError: naming the bucket, the project if it is known, and the permission that is missing; or saying that
-            there are no credentials, no such bucket, or no way to the server.
+        UserError: naming the bucket, the project if known, and the missing permission; or saying that there are no
+            credentials, no such bucket, or no connection to the server.
     """
     retry = objects.RETRY.with_timeout(30)
     with clear_errors(url, "storage.objects.list"):
@@ -41,16 +41,16 @@ def check_access(url: str) -> None:
 
 
 def upload_checkpoint(folder: Path, url: str) -> None:
-    """Copies a checkpoint to a place. What is there of it already, with the right checksum, is not sent again.
+    """Uploads a checkpoint. Objects that exist with the right checksum are not sent again.
 
     Args:
         folder: `step-00000500` with its manifest.
-        url: where checkpoints are: the objects become `URL/step-00000500/NAME`.
+        url: parent URL of the checkpoints: the objects become `URL/step-00000500/NAME`.
 
     Raises:
         ValueError: if the local checkpoint is damaged.
-        google.api_core.exceptions.GoogleAPIError: if it cannot be copied, or another process copies another checkpoint
-            of this step to the same place.
+        google.api_core.exceptions.GoogleAPIError: if the upload fails, or another process uploads a different
+            checkpoint of this step to the same URL.
     """
     files = read_manifest(folder)["files"]
     crc32c = crc32c_of(folder / NAME)
@@ -60,41 +60,41 @@ def upload_checkpoint(folder: Path, url: str) -> None:
     if there := _crc32c_there(last):
         if there == crc32c:
             return
-        delete_objects([last])  # it describes other files than those that come now
+        delete_objects([last])  # it does not describe the files to be uploaded
     _upload(folder, files, bucket, prefix)
     try:
         send_file(folder / NAME, last, crc32c, if_generation_match=0)
-    except PreconditionFailed:  # after an upload that went well but whose answer was lost, the library tried again
+    except PreconditionFailed:  # the library retries a successful upload if its response was lost
         if _crc32c_there(last) != crc32c:
             raise
 
 
 def upload_folder(folder: Path, url: str) -> None:
-    """Copies the files of a folder that are not at a place, or differ from what is there.
+    """Uploads the files of a folder that are missing or different at a URL.
 
     Raises:
-        google.api_core.exceptions.GoogleAPIError: if they cannot be copied.
+        google.api_core.exceptions.GoogleAPIError: if an upload fails.
     """
     _upload(folder, describe(folder), *open_url(url))
 
 
 def list_checkpoints(url: str) -> list[int]:
-    """The steps, in order, of which there is a whole checkpoint.
+    """The steps with a complete checkpoint, in ascending order.
 
     Raises:
-        UserError: if the place cannot be listed.
+        UserError: if the objects cannot be listed.
     """
     return _whole(_checkpoints(url))
 
 
 def download_checkpoint(url: str, step: int, folder: Path, only: Collection[str] | None = None) -> None:
-    """Fetches a checkpoint into a folder, which then is whole or, after an error, as it was.
+    """Downloads a checkpoint into a folder, which is unchanged after an error.
 
     Args:
-        url: where checkpoints are.
-        step: which.
-        only: the names of some of its files; with its manifest, they are all that is fetched.
-        folder: replaced if it is there. Until all files are right, they are in its sibling `NAME.partial`.
+        url: parent URL of the checkpoints.
+        step: step of the checkpoint.
+        folder: replaced if it exists. Until all files are verified, they are in its sibling `NAME.partial`.
+        only: names of the files to download besides the manifest; None downloads all.
 
     Raises:
         UserError: if there is none, or it cannot be read.
@@ -116,7 +116,7 @@ def download_checkpoint(url: str, step: int, folder: Path, only: Collection[str]
                 fetch_file(bucket.blob(prefix + name), path, lambda: verify_file(path, expected))
 
             in_parallel(fetch, [name for name in manifest["files"] if only is None or name in only])
-    except BaseException:  # also of an interrupt: what is there in part helps nobody
+    except BaseException:  # including KeyboardInterrupt: a partial download is of no use
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
@@ -124,10 +124,10 @@ def download_checkpoint(url: str, step: int, folder: Path, only: Collection[str]
 
 
 def verify_checkpoint(url: str, step: int) -> dict[str, dict[str, Any]]:
-    """Compares the objects of a checkpoint with its manifest; the server knows their checksums.
+    """Compares the objects of a checkpoint with its manifest, using the checksums that the server stores.
 
     Returns:
-        Its files, as the manifest lists them.
+        The files in the manifest.
 
     Raises:
         UserError: if there is none, or it cannot be read.
@@ -146,16 +146,16 @@ def verify_checkpoint(url: str, step: int) -> dict[str, dict[str, Any]]:
 
 
 def delete_checkpoint(url: str, step: int) -> None:
-    """Deletes a checkpoint, whole or not, its manifest first; none is fine too."""
+    """Deletes a checkpoint, complete or not, manifest first; does nothing if there is none."""
     _delete(_checkpoints(url).get(step, {}))
 
 
 def prune(url: str, keep: Callable[[list[int]], set[int]]) -> None:
-    """Deletes old checkpoints, and what is left of uploads that never ended.
+    """Deletes old checkpoints and the remains of unfinished uploads.
 
     Args:
-        url: where checkpoints are.
-        keep: says of the steps that have a whole checkpoint, in order, which of them stay.
+        url: parent URL of the checkpoints.
+        keep: given the steps with a complete checkpoint in ascending order, returns those to keep.
     """
     checkpoints = _checkpoints(url)
     whole = _whole(checkpoints)
@@ -195,7 +195,7 @@ def _upload(folder: Path, files: Mapping[str, Mapping[str, Any]], bucket: storag
         there = {blob.name: blob.crc32c for blob in list_objects(bucket, prefix)}
         return [name for name, file in files.items() if there.get(prefix + name) != file["crc32c"]]
 
-    for _ in range(objects.ATTEMPTS):  # what was sent is looked for: its name may have been damaged on the way
+    for _ in range(objects.ATTEMPTS):  # list what was sent: its name may have been corrupted in transit
         if not (names := missing()):
             return
         in_parallel(upload, names)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run continues from: found, checked against the configuration, fetched if it is elsewhere."""
+"""Finds the checkpoint a run resumes from, checks it against the configuration, and downloads it if it is remote."""
 
 import re
 import shutil
@@ -29,14 +29,14 @@ def open_run(
     max_steps: int,
     accelerator: Accelerator,
 ) -> Path | None:
-    """Opens a run's folder, and the checkpoint that it continues from on every machine; None begins anew.
+    """Opens a run's folder and puts the checkpoint to resume from on every machine; returns None for a new run.
 
     Args:
-        folder: of the run.
-        config: of the run.
-        num_rows: of each task and split.
-        max_steps: of the run.
-        accelerator: its main process looks and writes for all.
+        folder: the run's folder.
+        config: configuration of the run.
+        num_rows: number of rows by task and split.
+        max_steps: length of the run.
+        accelerator: its main process searches and writes for all.
 
     Raises:
         UserError: as `find_resumable` and `check_access` do, on all processes.
@@ -55,7 +55,7 @@ def open_run(
 
     found = from_main_process(accelerator, look)
     if found and remote and accelerator.is_local_main_process and not accelerator.is_main_process:
-        try:  # this machine may have another disk than the first one, on which it is whole
+        try:  # the checkpoint may be only on the disk of the first machine
             verify(found)
         except ValueError:
             found.parent.mkdir(parents=True, exist_ok=True)
@@ -73,26 +73,26 @@ def find_resumable(
     max_steps: int,
     tell: Callable[[str], None],
 ) -> Path | None:
-    """The checkpoint to continue from, whole and of this configuration; None to begin anew.
+    """The checkpoint to resume from, verified and made with this configuration; None starts a new run.
 
     Args:
-        folder: of the run; what is fetched goes into its `checkpoints`.
-        choice: `auto` for the newest in the run's folder or its copies, `never`, or a checkpoint: a folder or a URL.
-        remote: where the run's copies are, if it has any.
-        config: of the run; what changes its result must be as it was.
-        num_rows: of each task and split; they must be as they were.
-        max_steps: of the run; it may not have done more already.
-        tell: is told what is taken and what is not.
+        folder: the run's folder; downloads go to its `checkpoints`.
+        choice: `auto` for the newest in the run's folder or `remote`, `never`, or a checkpoint: a folder or a URL.
+        remote: parent URL of the uploaded checkpoints, if any.
+        config: configuration of the run; settings that change its result must not have changed.
+        num_rows: number of rows by task and split; must not have changed.
+        max_steps: length of the run; the checkpoint must not be beyond it.
+        tell: receives a message about each checkpoint used, rejected or removed.
 
     Raises:
-        UserError: if the chosen one is damaged, or made with settings that change the result, naming the first.
+        UserError: if the chosen checkpoint is damaged, or made with settings that change the result, naming the first.
     """
     here = folder / "checkpoints"
     for rest in (path for end in ("partial", "deleted") for path in here.glob(f"step-*.{end}")):
-        shutil.rmtree(rest)  # of a run that was killed
+        shutil.rmtree(rest)  # left by a run that was killed
     copies = list_checkpoints(remote) if remote else []
     if choice == "never":
-        if copies:  # as its newest, they would be kept in the place of this run's
+        if copies:  # as the newest, they would be kept instead of this run's
             raise UserError(
                 f"checkpoints.remote: {remote} holds checkpoints of an earlier run, up to step {copies[-1]}; a run "
                 f"that begins anew needs a place of its own"
@@ -142,14 +142,14 @@ def find_resumable(
 def find_best(
     stopping: EarlyStopping, checkpoint: Path, folder: Path, config: Config, tell: Callable[[str], None]
 ) -> None:
-    """Makes sure that a run that goes on has its best checkpoint, or chooses the best among those to come.
+    """Makes the best checkpoint of a resumed run available locally; if it is lost, resets the best.
 
     Args:
-        stopping: of the run; forgets a best checkpoint that is lost.
-        checkpoint: the one that the run goes on from; the best may be beside it, there or where it was fetched from.
-        folder: of the run.
-        config: of the run.
-        tell: is told of one that is lost.
+        stopping: early-stopping state of the run, whose best step is reset if its checkpoint is lost.
+        checkpoint: the checkpoint resumed from; the best may be next to it, locally or at the URL it came from.
+        folder: the run's folder.
+        config: configuration of the run.
+        tell: receives a message if the best checkpoint is lost.
     """
     step = stopping.best["step"]
     if step is None:
@@ -169,7 +169,7 @@ def find_best(
 
 
 def _fetch(url: str, here: Path) -> Path:
-    """A checkpoint, or the newest of those at a place, into a folder."""
+    """Downloads a checkpoint, or the newest one under a URL, into a folder."""
     place, _, name = url.rstrip("/").rpartition("/")
     if not re.fullmatch(r"step-\d{8,}", name):
         steps = list_checkpoints(url)

@@ -1,4 +1,4 @@
-"""Checkpoints that are copied while training goes on."""
+"""Uploads checkpoints while training continues."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,59 +9,59 @@ from ..errors import first_line
 from . import remote as gcs
 from .manifest import step_of
 
-CLOSE_SECONDS = 600.0  # for the last checkpoint; who cannot wait sends a second signal
+CLOSE_SECONDS = 600.0  # limit for the last checkpoint; a second signal ends the wait
 
 
 class Uploader:
-    """Copies checkpoints to Google Cloud Storage in a thread of its own, one at a time.
+    """Uploads checkpoints to Google Cloud Storage in a thread, one at a time.
 
-    At most one is waiting; a newer one takes its place. So a slow bucket gets fewer checkpoints, and never stops the
-    training. The thread does not keep the process from exiting.
+    At most one checkpoint is queued; a newer one replaces it. A slow bucket thus receives fewer checkpoints and never
+    blocks training. The thread does not keep the process from exiting.
     """
 
     def __init__(self, url: str, keep: Callable[[list[int]], set[int]], warn: Callable[[str], object]):
         """Starts the thread.
 
         Args:
-            url: where checkpoints are, as gs://BUCKET/PREFIX.
-            keep: says of the steps that have a whole copy, in order, which stay. Called in the thread.
-            warn: gets a line about each checkpoint that could not be copied. Called in the thread.
+            url: parent URL of the checkpoints, gs://BUCKET/PREFIX.
+            keep: given the steps with a complete copy in ascending order, returns those to keep. Called in the thread.
+            warn: receives a line about each failed upload. Called in the thread.
         """
         self.url, self._keep, self._warn = url, keep, warn
-        self._changed = Condition()  # guards what follows
+        self._changed = Condition()  # guards the fields below
         self._waiting: Path | None = None
-        self.running: Path | None = None  # what is being copied
-        self._pending: Path | None = None  # the last one submitted, until it is copied
+        self.running: Path | None = None  # being uploaded
+        self._pending: Path | None = None  # the last one submitted, until it is uploaded
         self._seconds: dict[int, float] = {}
         Thread(target=self._run, name="uploads", daemon=True).start()
 
     def submit(self, folder: Path) -> None:
-        """Has a checkpoint copied, soon; returns at once.
+        """Queues a checkpoint for upload; returns immediately.
 
         Args:
-            folder: `step-00000500` with its manifest; it stays as it is while `busy` names it.
+            folder: `step-00000500` with its manifest; must not change while `busy` contains it.
         """
         with self._changed:
             self._waiting = self._pending = folder
             self._changed.notify_all()
 
     def busy(self) -> set[Path]:
-        """The folders that are still to be read: they may not be deleted."""
+        """The folders still to be read, which must not be deleted."""
         with self._changed:
             return {folder for folder in (self.running, self._pending) if folder}
 
     def report(self, log: Callable[[int, dict[str, float]], object]) -> None:
-        """Logs how long each copy took that was completed since the last report: with its step, in seconds."""
+        """Logs the seconds of each upload completed since the last report, at the checkpoint's step."""
         with self._changed:
             completed, self._seconds = self._seconds, {}
         for step, seconds in completed.items():
             log(step, {"checkpoint/upload_seconds": seconds})
 
     def close(self, timeout_seconds: float) -> bool:
-        """Waits until the last checkpoint that was submitted is copied; if that has failed before, tries once more.
+        """Waits until the last submitted checkpoint is uploaded; retries it once if it failed before.
 
         Returns:
-            Whether it is in the bucket (or none was submitted). If not, threads may still be sending.
+            Whether it is in the bucket (or none was submitted). If not, threads may still be uploading.
         """
         with self._changed:
             if self._pending != self.running:
@@ -104,23 +104,23 @@ def finish_uploads(
     log: Callable[[int, dict[str, float]], object],
     best: Path | None = None,
 ) -> bool:
-    """Waits until the last checkpoint is in the bucket, and copies what a run has made besides.
+    """Waits until the last checkpoint is in the bucket, then uploads the best checkpoint and other folders.
 
     Args:
-        uploads: to close.
-        folders: each is copied to `URL/NAME` beside them.
-        tell: gets a line about what could not be copied.
-        log: gets how long the last copies took, as `Uploader.report` gives it.
-        best: a checkpoint that is to be there besides the last; a newer one may have taken its place in the queue.
+        uploads: the uploader to close.
+        folders: each is uploaded to `URL/NAME`, next to the checkpoints.
+        tell: receives a line about each failed upload.
+        log: receives the seconds of the last uploads, as in `Uploader.report`.
+        best: the best checkpoint, as a newer one may have replaced it in the queue.
 
     Returns:
-        Whether all is in the bucket; what is here stays in either case.
+        Whether everything is in the bucket; local files are kept in either case.
     """
     is_done = uploads.close(CLOSE_SECONDS)
     uploads.report(log)
     if not is_done:
         tell(f"{uploads.url}: the last checkpoint is not there; it stays on this machine")
-    # A best checkpoint that is not here is there already: this machine has gone on from a copy.
+    # A best checkpoint that is missing locally is already in the bucket: this run was resumed from a copy.
     copies = [(gcs.upload_checkpoint, best, uploads.url)] if best and best.exists() else []
     copies += [(gcs.upload_folder, folder, f"{uploads.url.rstrip('/')}/{folder.name}") for folder in folders]
     for copy, folder, url in copies:

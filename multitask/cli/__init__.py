@@ -1,1 +1,1 @@
-"""The command line: arguments, the modes besides training, looking after checkpoints, what is printed."""
+"""Command line: arguments, modes other than training, checkpoint management, console output."""

@@ -33,11 +33,11 @@ FLAGS_OF_MODES = {
 
 @dataclass(frozen=True)
 class Command:
-    """What the command line asks for.
+    """The parsed command line.
 
     Args:
         config: The resolved configuration.
-        line: The command as it was written.
+        line: The command as typed.
         mode: What to do.
         dry_run: Print what would be trained and exit.
         checkpoint: Folder of the checkpoint to evaluate, predict with or export.
@@ -59,19 +59,19 @@ class Command:
 
 
 def read_command(arguments: list[str], description: str | None = None) -> Command:
-    """Reads the YAML file and the overrides of a command line.
+    """Parses the YAML file and the overrides of a command line.
 
-    All modes but `train` begin with the configuration of a checkpoint's run, which other files and options override.
+    All modes except `train` start from the checkpoint's configuration, which other files and options override.
 
     Args:
-        arguments: The words after the program's name.
+        arguments: Command-line arguments without the program name.
         description: The first paragraph of `--help`.
 
     Returns:
-        The resolved, checked configuration with the flags.
+        The resolved and validated configuration with the flags.
 
     Raises:
-        UserError: for a key, a value, a file or a flag that cannot be right.
+        UserError: for an invalid key, value, file or flag.
         SystemExit: after `--help` and `--print_config`.
     """
     flags, rest = _read_flags(arguments)
@@ -139,14 +139,14 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _read_flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags that are no part of the configuration, and the other words."""
+    """Splits the arguments into the flags outside the configuration and the rest."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     _add_flags(parser)
     try:
         mode = parser.parse_known_args(arguments)[0].mode
         if mode not in get_args(Mode):
             raise UserError(f"--mode: unknown value '{mode}'{hint(mode, get_args(Mode))}")
-        if mode != "train":  # there, it is a section of the configuration
+        if mode != "train":  # in train mode, it is a section of the configuration
             parser.add_argument("--tasks")
         flags, rest = parser.parse_known_args(arguments, argparse.Namespace(tasks=None))
     except argparse.ArgumentError as error:

@@ -1,4 +1,4 @@
-"""`python -m multitask.checkpoint`: which checkpoints there are, whether they are whole, and getting one."""
+"""`python -m multitask.checkpoint`: lists, verifies and fetches checkpoints."""
 
 import argparse
 import re
@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what the command line says.
+    """Runs the command line.
 
     Returns:
         The exit status: 1 if a checkpoint is damaged.
@@ -51,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find(location: str) -> list[str]:
-    """The checkpoints at a place, the newest first.
+    """The checkpoints at a location, newest first.
 
     Args:
-        location: a checkpoint, or a run or its copies: a folder, or a gs:// URL.
+        location: folder or gs:// URL of a checkpoint or a run.
 
     Raises:
         UserError: if there is none.
@@ -76,14 +76,14 @@ def find(location: str) -> list[str]:
 
 
 def fetch(location: str, output: Path | None = None) -> Path:
-    """Copies a checkpoint and checks the copy.
+    """Copies a checkpoint and verifies the copy.
 
     Args:
-        location: of the checkpoint, as `find` gives it.
-        output: the new folder; None makes one of the checkpoint's name here.
+        location: checkpoint, as returned by `find`.
+        output: the new folder; None uses the checkpoint's name in the working directory.
 
     Raises:
-        UserError: if the folder is there already or the checkpoint is damaged.
+        UserError: if the folder exists or cannot be written, or the checkpoint is damaged.
     """
     output = output or Path(Path(location).name)
     if output.exists():
@@ -103,7 +103,7 @@ def fetch(location: str, output: Path | None = None) -> Path:
     except OSError as error:
         raise UserError(f"--output: {output} cannot be written: {error.strerror}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # after an error, nothing is left
+        shutil.rmtree(partial, ignore_errors=True)  # an error leaves nothing behind
     return output
 
 
@@ -140,7 +140,7 @@ def _bytes(files: dict[str, dict[str, Any]]) -> int:
 
 
 def _split(url: str) -> tuple[str, int]:
-    """The place and the step of a checkpoint."""
+    """The parent URL and the step of a checkpoint."""
     match = re.fullmatch(ONE, url)
     assert match
     return match[1], int(match[2])

@@ -1,4 +1,4 @@
-"""What `--mode` does besides training: evaluate a checkpoint, predict with it, export it."""
+"""Modes other than training: evaluate a checkpoint, predict with it, export it."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from .console import results_table
 
 
 def evaluate(command: Command, accelerator: Accelerator) -> None:
-    """Measures a checkpoint on the validation rows; on those of its run it repeats the run's numbers."""
+    """Evaluates a checkpoint on the validation rows; with the data of its run, this reproduces the run's results."""
     config = command.config
     assert command.checkpoint
     if command.output and (Path(command.output).is_dir() or not Path(command.output).parent.is_dir()):
@@ -52,7 +52,7 @@ def evaluate(command: Command, accelerator: Accelerator) -> None:
 
 
 def predict_rows(command: Command, accelerator: Accelerator) -> None:
-    """Answers the rows of a file."""
+    """Predicts the rows of a file."""
     assert command.input and command.output
     check_paths(command.input, command.output)
     predictor = Predictor(str(command.checkpoint), accelerator.device, command.config)
@@ -73,7 +73,7 @@ def export(command: Command, accelerator: Accelerator) -> None:
     check_export_folder(folder, command.tasks)
     model, tasks, tokenizer = load_checkpoint(command.checkpoint, command.config)
     if accelerator.is_main_process:
-        # What the card says is what the run did, whatever is overridden now.
+        # The model card describes the run as trained, without the overrides of this command.
         trained = load_config(command.checkpoint / "config.yaml")
         merge = command.config.adapters is None or command.config.adapters.merge
         chosen = [task for task in tasks if task.name in command.tasks]

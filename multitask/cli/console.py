@@ -1,4 +1,4 @@
-"""What is shown in the terminal: tables, the plan of a run, its results; how much libraries may say."""
+"""Console output: tables, the plan of a run, its results, and the verbosity of libraries."""
 
 import io
 import math
@@ -20,7 +20,7 @@ from ..tasks.metrics import Results, average
 
 
 def format_table(lines: Sequence[Sequence[str]]) -> str:
-    """Aligned columns under a ruled head: the first two to the left, the others to the right."""
+    """Formats columns under a ruled header: the first two left-aligned, the others right-aligned."""
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     rows = [
         "  ".join(
@@ -32,11 +32,13 @@ def format_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def quiet_libraries() -> None:
-    """Leaves to our own lines what `transformers` and `datasets` would log; without a terminal, progress comes in
-    whole lines."""
+    """Silences `transformers` and `datasets`, except for the progress bars of `datasets`.
+
+    Without a terminal, stderr shows progress bars as whole lines.
+    """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs of an error is in our own line
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own messages include its errors
     if not sys.stderr.isatty():
         sys.stderr = WholeLines(sys.stderr)
 
@@ -96,7 +98,7 @@ def plan(
     training: TrainingConfig,
     static_shapes: bool = False,
 ) -> str:
-    """What will be trained on what, with notes on whatever is odd about it."""
+    """Tables of the tasks and parameters to be trained, with notes on anything unusual."""
     num_examples = {task.name: mixture.given(task.name, max_steps) for task in tasks}
     notes = [f"note: {note}" for note in oddities(tasks, num_examples, training.max_tokens_per_pass, static_shapes)]
     tables = [tasks_table(tasks, mixture.shares(max_steps), mixture.batch_size, max_steps), parameters_table(model)]
@@ -120,7 +122,7 @@ def schedule_line(max_steps: int, training: TrainingConfig, is_evaluated: bool) 
 
 
 def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, float], batch_size: int, max_steps: int) -> str:
-    """One row a task: training rows, their tokens, share of the examples, examples a step, passes over the rows."""
+    """One row per task: training rows, tokens, share of the examples, examples per step, passes over the rows."""
     lines = [("task", "type", "outputs", "rows", "validation", "tokens", "share", "examples/step", "passes")]
     for task in tasks:
         share = shares[task.name]
@@ -161,13 +163,13 @@ def parameters_table(model: MultitaskModel) -> str:
 def oddities(
     tasks: Sequence[TaskData], num_examples: Mapping[str, int], max_tokens_per_pass: int, static_shapes: bool = False
 ) -> list[str]:
-    """A sentence for whatever is worth knowing before hours are spent on it.
+    """Notes on what is unusual about a run, to be read before it starts.
 
     Args:
-        tasks: those of the run.
-        num_examples: how many examples each gets in the whole run.
-        max_tokens_per_pass: of the run.
-        static_shapes: whether they are used.
+        tasks: tasks of the run.
+        num_examples: examples of each task in the whole run.
+        max_tokens_per_pass: `training.max_tokens_per_pass`.
+        static_shapes: whether static shapes are used.
     """
     notes = []
     if static_shapes:
@@ -200,7 +202,7 @@ def oddities(
 
 
 def results_table(results: Results, tasks: Sequence[TaskData]) -> str:
-    """Task, metric, value and validation rows, and the average below."""
+    """Task, metric, value and number of validation rows, with the average in the last row."""
     num_rows = {task.name: task.validation.num_examples for task in tasks if task.validation}
     lines = [("task", "metric", "value", "rows")]
     for task, metrics in results.items():

@@ -1,1 +1,1 @@
-"""The configuration: its schema, how it is read, what contradicts itself."""
+"""Configuration: schema, loading and validation."""

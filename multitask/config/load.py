@@ -1,4 +1,4 @@
-"""From YAML to a checked `Config`: `jsonargparse` reads the files, the options and the types of the dataclasses."""
+"""Builds a validated `Config` from YAML files and command-line options with `jsonargparse`."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from .validate import check_config
 
 
 def config_parser(description: str | None = None) -> ArgumentParser:
-    """A parser of `--config FILE` and of an option for each key of the configuration."""
+    """Parser with the option `--config FILE`; the caller adds the options of `Config`."""
     parser = ArgumentParser(prog="run_multitask.py", description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
         "--config", action=ActionConfigFile, help="The mixture's YAML file; later options override it."
@@ -24,14 +24,14 @@ def config_parser(description: str | None = None) -> ArgumentParser:
 
 
 def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Reads one YAML file.
+    """Loads one YAML file.
 
     Args:
-        path: of the file.
+        path: the YAML file.
         overrides: values by dotted key, `{"training.max_steps": 50}`.
 
     Raises:
-        UserError: for a key or a value that cannot be right, naming the file.
+        UserError: for an invalid key or value, naming the file.
     """
     parser = config_parser()
     parser.add_class_arguments(Config)
@@ -50,14 +50,14 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
 
 
 def parse_config(parser: ArgumentParser, arguments: list[str]) -> Config:
-    """Reads the configuration files and options of a command line.
+    """Parses the configuration files and options of a command line.
 
     Args:
-        parser: from `config_parser`, to which the command line may have added flags of its own.
-        arguments: the words after the program's name.
+        parser: from `config_parser`; may have further flags.
+        arguments: command-line arguments without the program name.
 
     Raises:
-        UserError: for a key, a value or a file that cannot be right.
+        UserError: for an invalid key, value or file.
         SystemExit: after `--help` and `--print_config`.
     """
     files = check_words(arguments)
@@ -70,7 +70,7 @@ def parse_config(parser: ArgumentParser, arguments: list[str]) -> Config:
 
 
 def resolve(parser: ArgumentParser, parsed: Any) -> Config:
-    """Makes the dataclasses, fills in what the environment says, and checks the whole."""
+    """Instantiates the dataclasses, fills in environment variables, and validates the result."""
     values = parser.instantiate(parsed)
     config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config)})
     config = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The configuration: frozen dataclasses, named as in `transformers.TrainingArguments` wherever it has the thing."""
+"""Frozen configuration dataclasses, with the names of `transformers.TrainingArguments` where it has the option."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,41 +7,41 @@ from typing import Literal
 
 import yaml
 
-FILE_FORMATS = {"csv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet"}  # to what `datasets` calls them
+FILE_FORMATS = {"csv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet"}  # to `datasets` builder names
 
 
-# Names of metrics. As this and the next are of a higher floor, `tasks/` fills them.
+# Valid metric names. `tasks/` fills this and TASK_RULES, because this module may not import it.
 METRIC_NAMES: set[str] = set()
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """One task: where its rows come from, which columns it reads, how it is measured.
+    """One task: its dataset, the columns it reads, its metrics and training settings.
 
     Args:
         type: What the head predicts: a number (regression), a class (classification), which of several choices is
             right (multiple_choice), any number of labels (multi_label_classification), a label for each word
             (token_classification), or the part of a context that answers a question (question_answering).
         dataset: Hub id, local folder, or the format of `data_files`: csv, json (also JSON Lines) or parquet.
-        inputs: One or two columns with text; dots lead into nested rows (`question.stem`). For token_classification
-            the column with the list of words; for question_answering those of the question and its context.
-        subset: The dataset's configuration, where it has several.
+        inputs: One or two text columns; dots select nested fields (`question.stem`). For token_classification, the
+            column with the list of words; for question_answering, the question and context columns.
+        subset: Name of the dataset's configuration, if it has several.
         data_files: Local files per split, `{train: FILE, validation: FILE}`.
         train_split: Split to train on.
-        validation_split: Split to evaluate on; null evaluates on none.
-        label: Column with the number, the class, the right choice, the list of labels, the list with a label for each
-            word, or the answers (as SQuAD has them, or a text).
-        choices: For multiple_choice: a column that holds the list of choices, or a list of columns, one a choice.
-        choice_labels: For multiple_choice: column with the choices' names, among which `label` is looked up;
-            without it `label` is the index of the right choice, from 0.
-        metrics: Metrics of the evaluation, such as accuracy, f1, pearson or mse; empty takes the type's own.
+        validation_split: Split to evaluate on; null disables evaluation.
+        label: Column with the target: a number, a class, the right choice, a list of labels, a list with one label
+            per word, or the answers (in SQuAD format, or a string).
+        choices: For multiple_choice: a column that holds the list of choices, or a list of columns, one per choice.
+        choice_labels: For multiple_choice: column with the names of the choices, in which `label` is looked up;
+            without it, `label` is the 0-based index of the right choice.
+        metrics: Evaluation metrics, such as accuracy, f1, pearson or mse; empty uses the defaults of the type.
         weight: Factor on the loss of each of this task's examples.
-        learning_rate: Peak of the schedule for the task's head and its own adapter; null takes training.learning_rate.
-        patience: Stop training the task after so many evaluations in a row in which the mean of its metrics did not
-            become better than ever before; its share goes to the others. Null never stops it.
-        max_train_examples: Use only the first so many rows for training.
-        max_eval_examples: Use only the first so many rows for evaluation.
-        adapter: Folder of a PEFT LoRA adapter that this task's own adapter starts from.
+        learning_rate: Peak learning rate of the task's head and its own adapter; null uses training.learning_rate.
+        patience: Stop training the task after this many consecutive evaluations without a new best mean of its
+            metrics; its share goes to the other tasks. Null never stops it.
+        max_train_examples: Truncate the training split to this many rows.
+        max_eval_examples: Truncate the validation split to this many rows.
+        adapter: Folder of a PEFT LoRA adapter to initialise this task's own adapter from.
     """
 
     type: str
@@ -66,7 +66,7 @@ class TaskConfig:
 TrackerName = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
 
 
-# By type of task, what refuses a configuration: (its key, its configuration) -> None.
+# Validators by task type, called with the task's key and configuration; they raise UserError.
 TASK_RULES: dict[str, Callable[[str, TaskConfig], None]] = {}
 
 
@@ -76,9 +76,9 @@ class ModelConfig:
 
     Args:
         encoder: Hub id, local folder, or `package://NAME/FOLDER` inside an installed Python package.
-        max_length: Longest sequence in tokens; longer ones are cut, the longest part first.
+        max_length: Maximum sequence length in tokens; longer ones are truncated, the longest part first.
         dropout: Dropout probability everywhere in the encoder and the heads; null keeps the encoder's own.
-        freeze_encoder: Train the heads alone; with adapters the encoder is frozen anyway.
+        freeze_encoder: Train only the heads; with adapters the encoder is always frozen.
     """
 
     encoder: str
@@ -92,13 +92,13 @@ class AdapterConfig:
     """LoRA adapters in a frozen encoder.
 
     Args:
-        rank: Rank of what is added to each weight matrix.
+        rank: Rank of the update added to each weight matrix.
         alpha: What is added is scaled by alpha / rank.
         dropout: Dropout probability on the adapters' input.
-        target_modules: `all-linear`, or the ends of names of linear modules in the encoder, `[query, value]`.
-        scope: One adapter for each task (per_task), one for all (shared), or one of each, summed (both).
-        merge: Export each task as a plain model with its LoRA merged in; false leaves adapter and head alone,
-            without a copy of the encoder.
+        target_modules: `all-linear`, or name suffixes of linear modules in the encoder, such as `[query, value]`.
+        scope: One adapter per task (per_task), one for all tasks (shared), or the sum of the two (both).
+        merge: Export each task as a plain model with its LoRA weights merged; false exports only the adapter and the
+            head, without a copy of the encoder.
     """
 
     rank: int = 8
@@ -111,16 +111,16 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """How many of a step's examples each task gets.
+    """How a step's examples are divided among the tasks.
 
     Args:
-        sampling: Shares by number of rows (proportional), the same for all (uniform), rows to the power 1/temperature
-            (temperature), the same for all but where max_epochs forbids it (unimax), or as given (weights).
-        temperature: For sampling temperature: 1 is proportional; the higher, the more uniform.
-        final_temperature: The temperature changes evenly over the run to this one; null keeps it.
-        cap: For sampling proportional and temperature: a task with more rows counts as if it had so many.
-        max_epochs: For sampling unimax: how often a task's rows are seen in the run at most.
-        weights: For sampling weights: one number a task; a task with 0 is evaluated but not trained.
+        sampling: Task shares: by number of rows (proportional), equal (uniform), rows to the power 1/temperature
+            (temperature), equal within the limit of max_epochs (unimax), or given (weights).
+        temperature: For sampling temperature: 1 is proportional; higher is more uniform.
+        final_temperature: Temperature at the end of the run, reached linearly; null keeps it constant.
+        cap: For sampling proportional and temperature: a task with more rows counts as having this many.
+        max_epochs: For sampling unimax: maximum number of passes over a task's rows.
+        weights: For sampling weights: one number per task; a task with 0 is evaluated but not trained.
     """
 
     sampling: Literal["proportional", "uniform", "temperature", "unimax", "weights"] = "proportional"
@@ -133,46 +133,46 @@ class MixtureConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The optimisation; names are those of `transformers.TrainingArguments`.
+    """Training settings, named as in `transformers.TrainingArguments`.
 
     Args:
         output_dir: Folder of the run.
-        overwrite_output_dir: Remove an earlier run in `output_dir` and begin anew.
-        init_from_checkpoint: A run's folder, or a checkpoint, whose encoder and heads a new run begins with; heads of
-            tasks that have the same name and labels. Everything else begins anew.
-        seed: Seed of the heads, the order of the data and dropout.
-        full_determinism: Deterministic kernels on a GPU, so that a run that is repeated or resumed gives the same
-            numbers bit for bit; slower. On a CPU it always does.
-        num_train_epochs: Passes over all tasks' rows together; `max_steps` takes precedence.
-        max_steps: Optimizer steps.
-        batch_size: Examples in one step, over all devices and all tasks.
+        overwrite_output_dir: Remove an earlier run in `output_dir` and start a new one.
+        init_from_checkpoint: A run's folder, or a checkpoint, whose encoder a new run starts with, and whose heads for
+            tasks that have the same name, type and labels.
+        full_determinism: Use deterministic kernels on a GPU: slower, but a repeated or resumed run gives the same
+            numbers bit for bit, as it always does on a CPU.
+        seed: Seed of head initialisation, data order and dropout.
+        num_train_epochs: Passes over the rows of all tasks together; `max_steps` takes precedence.
+        max_steps: Number of optimizer steps.
+        batch_size: Examples per step, over all devices and all tasks.
         max_tokens_per_pass: A device's share of a step that holds more tokens is split into several passes.
-        learning_rate: Peak of the schedule.
-        weight_decay: AdamW's, on weight matrices; biases and norms have none.
-        warmup_ratio: Part of the steps over which the learning rate rises from 0 to its peak.
-        lr_scheduler_type: What follows the warm-up: a straight line to 0, half a cosine to 0, or the peak throughout.
-        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them: less memory,
-            more time, the same numbers.
-        max_grad_norm: Gradients are scaled down to this norm; 0 leaves them as they are.
-        loss_balancing: Factors on the tasks' losses besides their weights: none (static); one over the logarithm of
-            the number of classes (size_of_label_space); learned, by how noisy a task is (uncertainty); set after each
-            step so that all losses fall at the same rate (famo).
-        agreement_steps: Steps between two measurements of whether the tasks' gradients agree; null measures ten times
-            over the run, but not with more than 10 tasks, as it needs memory for each; 0 never.
+        learning_rate: Peak learning rate.
+        weight_decay: AdamW weight decay of weight matrices; biases and norms have none.
+        warmup_ratio: Fraction of the steps over which the learning rate rises from 0 to its peak.
+        lr_scheduler_type: Schedule after the warm-up: linear to 0, half a cosine to 0, or constant at the peak.
+        gradient_checkpointing: Recompute activations in the backward pass instead of storing them: less memory, more
+            time, the same results.
+        max_grad_norm: Gradients are clipped to this norm; 0 disables clipping.
+        loss_balancing: Factors on the task losses besides their weights: none (static); 1 / log(number of classes)
+            (size_of_label_space); learned from the noise of each task (uncertainty); updated after each step so that
+            all losses fall at the same rate (famo).
+        agreement_steps: Steps between two measurements of the similarity of the tasks' gradients; null measures ten
+            times over the run, or never with more than 10 tasks, as each task needs memory; 0 never.
         logging_steps: Steps between two lines in metrics.jsonl.
-        eval_steps: Steps between two evaluations; null evaluates at the end only.
-        save_steps: Steps between two checkpoints; the last step is always saved, and with null alone.
-        save_total_limit: How many checkpoints to keep: the newest, and the best; null keeps all.
-        load_best_model_at_end: Export the best checkpoint instead of the last; every evaluation that is better than
-            the best so far is saved.
-        metric_for_best_model: By what the best is chosen: `average`, the mean over tasks of the mean of each task's
-            metrics; `TASK`, the mean of one task's metrics; or `TASK/METRIC`. Of errors (mse) less is better.
-        resume_from_checkpoint: What to continue from: `auto`, the newest checkpoint of the same run, here or in
-            `checkpoints.remote`; `never`; or a checkpoint, a folder or gs://BUCKET/PREFIX/step-….
-        dataloader_num_workers: Processes that prepare batches in the background; 0 prepares them in the loop; null
-            takes 1, and 0 where the model computes on the CPU.
-        static_shapes: Batches of few shapes and one task in each pass, for compilers that make a program for each
-            shape; null uses them on XLA (TPUs) and nowhere else. The results are the same.
+        eval_steps: Steps between two evaluations; null evaluates only at the end.
+        save_steps: Steps between two checkpoints; the last step is always saved. Null saves only the last step.
+        save_total_limit: Keep this many of the newest checkpoints, and the best one; null keeps all.
+        load_best_model_at_end: Export the best checkpoint instead of the last; every evaluation that improves on the
+            best so far is saved.
+        metric_for_best_model: How the best checkpoint is chosen: `average`, the mean over tasks of each task's mean
+            metric; `TASK`, the mean of one task's metrics; or `TASK/METRIC`. For errors (mse) lower is better.
+        resume_from_checkpoint: `auto` resumes from the newest checkpoint of the same run, local or in
+            `checkpoints.remote`; `never` starts anew; or a checkpoint: a folder or gs://BUCKET/PREFIX/step-….
+        dataloader_num_workers: Processes that prepare batches in the background; 0 prepares them in the training loop;
+            null uses 1, or 0 where the model runs on the CPU.
+        static_shapes: Use few distinct batch shapes and one task per pass, for compilers that compile one graph per
+            shape; null does so only on XLA (TPUs). The results are the same.
     """
 
     output_dir: str
@@ -205,11 +205,11 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class CheckpointsConfig:
-    """Where checkpoints go besides `training.output_dir`.
+    """Where checkpoints are copied besides `training.output_dir`.
 
     Args:
-        remote: `gs://BUCKET/PREFIX` for copies in Google Cloud Storage of checkpoints and exported models, made while
-            training goes on; a run on an empty disk goes on from there.
+        remote: `gs://BUCKET/PREFIX` in Google Cloud Storage, to which checkpoints and exported models are copied
+            during training; a run on an empty disk resumes from there.
     """
 
     remote: str | None = None
@@ -217,11 +217,11 @@ class CheckpointsConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where the numbers go besides the run's folder.
+    """Where metrics are reported besides the run's folder.
 
     Args:
         report_to: Any of Accelerate's trackers; wandb without an API key records offline. Empty for none.
-        project: What the trackers group runs by.
+        project: Project name under which the trackers group runs.
     """
 
     report_to: list[TrackerName] = field(default_factory=lambda: ["wandb"])
@@ -235,14 +235,14 @@ class Config:
     Args:
         model: The shared encoder.
         tasks: The tasks by name; any key can be set with `--tasks.NAME.KEY VALUE`.
-        training: The optimisation.
-        mixture: How many of a step's examples each task gets.
-        adapters: LoRA adapters in a frozen encoder; null trains all of the encoder.
-        checkpoints: Copies elsewhere.
-        tracking: Where the numbers go besides the run's folder.
+        training: Training settings.
+        mixture: How a step's examples are divided among the tasks.
+        adapters: LoRA adapters in a frozen encoder; null trains the whole encoder.
+        checkpoints: Where checkpoints are copied besides the run's folder.
+        tracking: Where metrics are reported besides the run's folder.
         data_root: Folder that mirrors hub datasets (DIR/nyu-mll/glue); also MULTITASK_DATA_ROOT in the environment.
         model_root: Folder that mirrors hub models (DIR/roberta-base); also MULTITASK_MODEL_ROOT in the environment.
-        num_proc: Processes that tokenise; null uses one.
+        num_proc: Number of tokenisation processes; null uses one.
     """
 
     model: ModelConfig

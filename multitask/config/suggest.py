@@ -1,6 +1,6 @@
-"""What is wrong with a configuration before anything is made of it: names that do not exist, values of another kind.
+"""Checks the names and value types of a configuration before it is instantiated.
 
-`jsonargparse` refuses these too, but does not say which task's key it was, nor what the nearest valid name is.
+`jsonargparse` rejects the same errors, but names neither the task that a key belongs to nor the nearest valid name.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ FLAGS = ("--dry_run", "--debug", "--help", "-h", "--print_config")
 MODE_FLAGS = ("--mode", "--only", "--checkpoint", "--input", "--output", "--skip_bad_rows")
 
 
-# Keys of a task whose values are names that `tasks/` makes known.
+# Task keys whose valid values are registered by `tasks/`.
 NAMES_OF_TASKS: dict[str, Collection[str]] = {"type": TASK_RULES.keys(), "metrics": METRIC_NAMES}
 SECTIONS = [f.name for f in dataclasses.fields(Config)]
 
 
 def check_file(name: str) -> dict[str, Any]:
-    """Reads a configuration file whose keys and values can be right.
+    """Reads a configuration file and checks its keys and values.
 
     Raises:
-        UserError: for the first that cannot, naming the file.
+        UserError: for the first invalid one, naming the file.
     """
     tree = _read(name)
     _check(tree, Config, f"{name}: ")
@@ -40,10 +40,10 @@ def check_file(name: str) -> dict[str, Any]:
 
 
 def check_words(arguments: list[str]) -> list[str]:
-    """Checks the configuration files and the options of a command line, in their order; returns the files' names.
+    """Checks the configuration files and options of a command line in order; returns the file names.
 
     Raises:
-        UserError: for the first key or value that cannot be right, naming the file or the option.
+        UserError: for the first invalid key or value, naming the file or the option.
     """
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
     options = [(word, value) for word, value in pairwise([*words, ""]) if word.startswith("-")]
@@ -71,7 +71,7 @@ def check_words(arguments: list[str]) -> list[str]:
 
 
 def check_complete(files: Sequence[str]) -> None:
-    """Names what the files lack, once the whole has been found to lack something.
+    """Names the missing key, after parsing failed for lack of one.
 
     Raises:
         UserError: if there is no file, or for the first missing key of one.
@@ -100,7 +100,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Reads YAML and refuses a key that stands twice, of which YAML otherwise keeps the last in silence."""
+    """YAML loader that rejects duplicate keys, of which PyYAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -111,7 +111,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _check(value: Any, kind: Any, name: str, complete: bool = False) -> None:
-    """Goes down a tree along the dataclasses; with `complete`, also looks for keys that are needed and not there."""
+    """Checks a tree recursively against the dataclasses; with `complete`, also for missing required keys."""
     prefix = name if not name or name.endswith((" ", "--")) else f"{name}."
     if get_origin(kind) is UnionType and dataclasses.is_dataclass(get_args(kind)[0]):  # a section that may be null
         if value is None:

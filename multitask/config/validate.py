@@ -1,4 +1,4 @@
-"""What cannot be right in a configuration, whatever the data."""
+"""Validates a configuration as far as this is possible without the data."""
 
 import dataclasses
 import re
@@ -13,10 +13,10 @@ from .schema import FILE_FORMATS, TASK_RULES, Config, MixtureConfig, TaskConfig
 
 
 def check_config(config: Config) -> None:
-    """Refuses settings that contradict each other or lie outside their range.
+    """Rejects settings that contradict each other or are out of range.
 
     Raises:
-        UserError: naming the key, what it holds and what would be right.
+        UserError: naming the key, its value and what would be valid.
     """
     tasks, training = config.tasks, config.training
     if not tasks:
@@ -106,7 +106,7 @@ def _check_mixture(mixture: MixtureConfig, tasks: Mapping[str, TaskConfig]) -> N
 
 
 def _check_evaluations(config: Config) -> None:
-    """That what evaluations are to decide can be decided; what is measured is known with the data."""
+    """Rejects settings that need evaluations during training; metric names are checked once the data is loaded."""
     training = config.training
     for name, task in config.tasks.items():
         if task.patience is not None and not training.eval_steps:

@@ -1,1 +1,1 @@
-"""Using a trained model: from Python, or on a file of rows."""
+"""Prediction with a trained model, from Python or on a file of rows."""

@@ -1,4 +1,4 @@
-"""Rows to predict and what was predicted: JSON Lines, CSV and Parquet, a few rows at a time."""
+"""Streams rows to predict from, and predictions to, JSON Lines, CSV and Parquet files."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 def check_paths(source: str, target: str) -> None:
-    """Refuses an input that cannot be read and an output that cannot be written.
+    """Rejects an input that cannot be read and an output that cannot be written.
 
     Raises:
         UserError: naming the option and what was found.
@@ -38,15 +38,15 @@ def check_paths(source: str, target: str) -> None:
 
 
 def bad_rows_file(target: str) -> str:
-    """Where the rows go that could not be answered."""
+    """Path of the file with the rows that could not be predicted."""
     return f"{target}.bad.jsonl"
 
 
 def read_rows(source: str) -> Iterator[dict[str, Any] | UserError]:
-    """The rows of a file in their order, each read when it is asked for; one that cannot be read is a mistake.
+    """Yields the rows of a file in order, read lazily; in place of a row that cannot be read, its `UserError`.
 
     Args:
-        source: a file of JSON Lines (empty lines do not count), CSV with a head line, or Parquet.
+        source: file of JSON Lines (empty lines are skipped), CSV with a header line, or Parquet.
 
     Raises:
         UserError: if the file as a whole cannot be read.
@@ -85,9 +85,9 @@ def _csv_rows(file: Any) -> Iterator[dict[str, Any] | UserError]:
 
 @contextmanager
 def prediction_file(target: str) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """A function that adds rows to a file, which has its name when all are in it and `.partial` at its end before.
+    """Yields a function that appends rows to a file, which is named `TARGET.partial` until it is complete.
 
-    JSON Lines keep a row as it is; CSV and Parquet have a column for each leaf (`rte.label`), CSV with lists as JSON.
+    JSON Lines keep nested rows; CSV and Parquet have one column per leaf (`rte.label`), CSV with lists as JSON.
     """
     partial = Path(f"{target}.partial")
     if target.endswith(".parquet"):

@@ -1,4 +1,4 @@
-"""Asking a trained model: from Python, or a file of rows."""
+"""Prediction with a trained model, from Python or on a file of rows."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,26 +26,26 @@ from ..tasks.load import as_split
 from ..training.distributed import default_device
 from .prediction_files import bad_rows_file, prediction_file, read_rows
 
-Answers = dict[str, dict[str, Any]]  # of each task: {"rte": {"label": "entailment", "score": 0.9, …}}
+Answers = dict[str, dict[str, Any]]  # by task: {"rte": {"label": "entailment", "score": 0.9, …}}
 
 
-CHUNK = 1024  # rows that are held at a time
+CHUNK = 1024  # rows held in memory at a time
 
 
 class Predictor:
-    """Answers questions about rows for some or all tasks of a run.
+    """Predicts rows for some or all tasks of a run.
 
         predictor = Predictor("runs/quickstart")
         predictor({"text": "Maria bought a trumpet.", "text_pair": "Maria bought an instrument."}, ["entailment"])
 
-    A row has the fields that a task was trained on, or `text` and `text_pair` in their place (`words` or `text` for
-    token classification, `question` and `context` for question answering, `choices` for multiple choice). Tasks that
-    read the same text with the same adapters share one run of the encoder.
+    A row has the fields that a task was trained on, or `text` and `text_pair` instead (`words` or `text` for token
+    classification, `question` and `context` for question answering, `choices` for multiple choice). Tasks that read
+    the same text with the same adapters share one forward pass of the encoder.
 
     Args:
-        location: a run's folder, of which the newest checkpoint is taken, or a checkpoint.
-        device: where to compute; without it on the accelerator, if there is one.
-        config: settings in place of those that the checkpoint was made with.
+        location: a checkpoint folder, or a run's folder, whose newest checkpoint is used.
+        device: device to run on; None uses the accelerator if one is available, else the CPU.
+        config: replaces the configuration stored in the checkpoint.
 
     Raises:
         UserError: if there is no checkpoint, or it cannot be read.
@@ -61,10 +61,10 @@ class Predictor:
     def __call__(
         self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]], tasks: str | Sequence[str] | None = None
     ) -> Answers | list[Answers]:
-        """Answers for one row, or for each of several in their order, of all tasks or of those named.
+        """Predictions for one row, or for several rows in order, for all tasks or the given ones.
 
         Raises:
-            UserError: for a task that is not known and a field that is missing, naming the row.
+            UserError: for an unknown task, or for a missing field, naming the row.
         """
         chosen = self.choose([tasks] if isinstance(tasks, str) else tasks)
         answers: list[Answers] = []
@@ -76,10 +76,10 @@ class Predictor:
         return answers[0] if isinstance(rows, Mapping) else answers
 
     def choose(self, tasks: Sequence[str] | None) -> list[str]:
-        """The tasks named, or all.
+        """The given tasks, or all.
 
         Raises:
-            UserError: for a name that is no task's.
+            UserError: for an unknown task.
         """
         for name in tasks or ():
             if name not in self.tasks:
@@ -87,7 +87,7 @@ class Predictor:
         return list(tasks or self.tasks)
 
     def answer(self, rows: Sequence[Mapping[str, Any] | UserError], tasks: Sequence[str]) -> list[Answers | UserError]:
-        """Answers for some rows at once; in the place of a row that cannot be answered, what is wrong with it."""
+        """Predictions for a batch of rows; in place of a row that cannot be predicted, its `UserError`."""
         results: list[Any] = list(rows)
         readable: list[int] = []
         fields: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks}
@@ -120,11 +120,11 @@ class Predictor:
                 answers = head.type.answers(logits[name].cpu().numpy(), split, head.labels)
                 for place, answer in zip(readable, answers, strict=True):
                     results[place][name] = answer
-        # In the order in which the tasks were asked for, whatever was computed together.
+        # In the order of `tasks`, however they were grouped.
         return [r if isinstance(r, UserError) else {task: r[task] for task in tasks} for r in results]
 
     def _groups(self, fields: dict[str, list[dict[str, Any]]]) -> list[dict[str, Split]]:
-        """Tasks that read the same sequences with the same adapters, each with what it reads."""
+        """Groups of tasks that read the same sequences with the same adapters, each task with its encoded rows."""
         encoded: list[tuple[Any, Split]] = []
         groups: list[tuple[Split, list[str] | None, dict[str, Split]]] = []
         for name, rows in fields.items():
@@ -163,21 +163,21 @@ def predict_file(
     accelerator: Accelerator,
     skip_bad_rows: bool = False,
 ) -> tuple[int, int]:
-    """Answers the rows of a file, some at a time, on all processes together, and writes them in their order.
+    """Predicts the rows of a file in chunks on all processes, and writes the predictions in input order.
 
     Args:
-        predictor: of the run.
-        tasks: names of those to ask.
-        source: JSON Lines, CSV or Parquet.
-        target: the same, by its ending.
-        accelerator: whose process r of R takes rows r, r + R, r + 2R… of those at hand.
-        skip_bad_rows: leave out a row that cannot be answered and write it to `target.bad.jsonl` with the reason.
+        predictor: predictor of the run.
+        tasks: names of the tasks to predict.
+        source: JSON Lines, CSV or Parquet file.
+        target: output file; its suffix selects the format.
+        accelerator: process r of R predicts rows r, r + R, r + 2R… of each chunk.
+        skip_bad_rows: skip rows that cannot be predicted and write them to `TARGET.bad.jsonl` with the reason.
 
     Returns:
-        How many rows were answered, and how many were left out.
+        The number of rows predicted, and the number skipped.
 
     Raises:
-        UserError: for a row that cannot be answered, with its number; what came before it is in `target.partial`.
+        UserError: for a row that cannot be predicted, with its number; the rows before it are in `TARGET.partial`.
     """
     rank, size = accelerator.process_index, accelerator.num_processes
     num_answered = num_bad = 0

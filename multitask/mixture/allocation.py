@@ -1,4 +1,4 @@
-"""How many examples each task has been given before a step: exact, and for any step without the steps before it."""
+"""Exact number of examples allocated to each task before any step, without iterating over the earlier steps."""
 
 import heapq
 import math
@@ -9,32 +9,32 @@ from fractions import Fraction
 Shares = Mapping[str, Fraction]
 
 
-# Which shares hold from which step on: each entry up to the next, the last for ever.
+# (first step, shares): each entry holds until the first step of the next, the last one indefinitely.
 Stretches = Sequence[tuple[int, Shares]]
 
 
-# A binary tree: the name of a task, or two halves.
+# A binary tree: the name of a task, or two subtrees.
 Tree = str | tuple["Tree", "Tree"]
 
 
 class Plan:
-    """Each task's examples from a step on, as it stands when that step begins.
+    """Cumulative number of examples of each task, from the first step of `stretches` on.
 
-    Every step holds exactly B = `batch_size` examples, and no task's count ever falls. Where all tasks get at least
-    one example a step, task t has been given `floor(C_t) - floor(C_(t-1))`, with C_t the exact examples that the first
-    t tasks should have: never more than one away from what it should have.
+    Every step holds exactly B = `batch_size` examples, and no task's count ever decreases. If every task gets at least
+    one example per step, task t has been given `floor(C_t) - floor(C_(t-1))` examples, where C_t is the exact
+    (fractional) target of the first t tasks together: never more than one away from the target of task t.
 
-    Where a task gets less, that difference could fall from one step to the next. There the tasks are the leaves of
-    Huffman's tree of their shares, and each node deals its whole number of examples to its halves, the left one
-    getting what it should, rounded to the nearest. The error of at most 1/2 is handed down in proportion to the
-    shares: with constant shares, up to three tasks stay within one example, and more of them within 1/2 · (1 + 1 +
-    1/2 + 1/3 + 1/5 + …) < 2, as the weights on the way up a Huffman tree grow at least like Fibonacci's numbers.
+    If a task gets less than one example per step, that difference could decrease from one step to the next. In this
+    case the tasks are the leaves of the Huffman tree of their shares, and each node splits its number of examples
+    between its children, rounding the left child's target to the nearest integer. The rounding error of at most 1/2
+    propagates down in proportion to the shares: with constant shares, up to three tasks stay within one example, and
+    more tasks within 1/2 · (1 + 1 + 1/2 + 1/3 + 1/5 + …) < 2, because the weights along a path up a Huffman tree grow
+    at least as fast as the Fibonacci numbers.
 
     Args:
-        stretches: which shares (exact fractions that add up to 1) hold from which step on; the plan begins with the
-            first one.
+        stretches: (first step, shares) pairs; the shares are exact fractions that add up to 1.
         batch_size: B.
-        before: examples that each task has been given before the plan begins; none without it.
+        before: examples given to each task before the plan begins; None for 0.
     """
 
     def __init__(self, stretches: Stretches, batch_size: int, before: Mapping[str, int] | None = None):
@@ -44,7 +44,7 @@ class Plan:
         self.before = dict(before or dict.fromkeys(first_shares, 0))
         self.starts = [step for step, _ in stretches]
         self.stretch_shares = [shares for _, shares in stretches]
-        self._planned = [dict.fromkeys(first_shares, Fraction(0))]  # since the plan began, where each stretch begins
+        self._planned = [dict.fromkeys(first_shares, Fraction(0))]  # targets at the start of each stretch
         for index, start in enumerate(self.starts[1:]):
             self._planned.append(
                 {
@@ -62,22 +62,22 @@ class Plan:
             self._lay_tree()
 
     def most_share(self, task: str) -> Fraction:
-        """The largest of a task's shares."""
+        """The largest share of a task in any stretch."""
         return max(shares[task] for shares in self.stretch_shares)
 
     def mean_shares(self) -> dict[str, Fraction]:
-        """The mean over the stretches."""
+        """Each task's mean share over the stretches."""
         number = Fraction(len(self.stretch_shares))
         return {task: sum(s[task] for s in self.stretch_shares) / number for task in self.before}
 
     def planned(self, task: str, step: int) -> Fraction:
-        """How many examples `task` should have been given before a step, exactly."""
+        """Exact (fractional) target of `task` before a step."""
         index = bisect_right(self.starts, step) - 1
         since = self._planned[index][task] + self.stretch_shares[index][task] * self._examples(index, step)
         return self.before[task] + since
 
     def given(self, task: str, step: int) -> int:
-        """How many examples `task` has been given before a step, which is none before the plan."""
+        """Number of examples given to `task` before a step, which must not precede the plan."""
         index = bisect_right(self.starts, step) - 1
         lines = self._lines[index]
         if self.paths is None:
@@ -94,11 +94,11 @@ class Plan:
         return count
 
     def _examples(self, index: int, step: int) -> int:
-        """Of all tasks, from the beginning of a stretch up to a step."""
+        """Number of examples of all tasks from the start of a stretch up to a step."""
         return self.batch_size * (step - self.starts[index])
 
     def _lay_floors(self) -> None:
-        """For each stretch and task C_(t-1) and C_t as lines over the examples of all tasks since it began."""
+        """For each stretch and task, C_(t-1) and C_t as linear functions of the examples since the stretch began."""
         for shares, planned in zip(self.stretch_shares, self._planned, strict=True):
             at_start, slope = Fraction(0), Fraction(0)
             lines = {}
@@ -109,12 +109,12 @@ class Plan:
             self._lines.append(lines)
 
     def _lay_tree(self) -> None:
-        """For each stretch and node what its left half has, as a line over what the node has since the plan began."""
+        """Per stretch and node, the left child's count as a linear function of the node's since the plan began."""
         mean = self.mean_shares()
         tree = _huffman({task: mean[task] for task in self.tasks})
         self.paths = dict(_paths(tree))
         nodes = list(dict.fromkeys(node for path in self.paths.values() for node, _ in path))
-        left, at = dict.fromkeys(nodes, Fraction(0)), dict.fromkeys(nodes, 0)  # where the last stretch began
+        left, at = dict.fromkeys(nodes, Fraction(0)), dict.fromkeys(nodes, 0)  # at the start of the latest stretch
         slope = dict.fromkeys(nodes, Fraction(0))
         for start, shares in zip(self.starts, self.stretch_shares, strict=True):
             examples, lines_before = self._examples(0, start), self._lines[-1] if self._lines else {}
@@ -143,7 +143,7 @@ def _floor(line: tuple[int, int, int], x: int) -> int:
 
 
 def _huffman(weights: Mapping[str, Fraction]) -> Tree:
-    """Joins the two lightest until one is left; of equals, those that came first."""
+    """Merges the two lightest trees until one is left; of equal weights, the earlier ones."""
     heap: list[tuple[Fraction, int, Tree]] = [
         (weight, place, task) for place, (task, weight) in enumerate(weights.items())
     ]
@@ -163,7 +163,7 @@ def _leaves(tree: Tree) -> Iterator[str]:
 
 
 def _paths(tree: Tree, above: tuple[tuple[Tree, bool], ...] = ()) -> Iterator[tuple[str, list[tuple[Tree, bool]]]]:
-    """Each task with the nodes on the way down to it, and whether that way goes left there."""
+    """Each task with the nodes on the path down to it, and whether the path goes left at each."""
     if isinstance(tree, str):
         yield tree, list(above)
     else:

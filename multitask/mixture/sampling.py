@@ -1,4 +1,4 @@
-"""How many of a step's examples each task gets: its share, how that changes over a run, and who stops early."""
+"""Task shares: sampling strategies, their schedule over a run, and redistribution after a task stops early."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from ..errors import UserError
 from .allocation import Plan, Shares, Stretches
 from .mixture import Mixture
 
-NUM_STRETCHES = 100  # a run with changing shares changes them so many times
+NUM_STRETCHES = 100  # intervals of constant shares in a run with a temperature schedule
 
 
 def sampling_shares(
@@ -28,9 +28,9 @@ def sampling_shares(
             `weights`. With `cap`, the first and the third are T5's examples-proportional and temperature-scaled
             mixing: Raffel et al. 2020, section 3.5.2, https://arxiv.org/abs/1910.10683.
         sizes: rows of each task.
-        temperature: for `temperature`; above 0. 1 is proportional, towards infinity it becomes uniform.
+        temperature: for `temperature`; positive. 1 is proportional, large values approach uniform.
         weights: for `weights`; any non-negative numbers.
-        cap: T5's artificial limit K: a task with more rows counts as if it had so many. None sets no limit.
+        cap: T5's artificial data set size limit K: a task with more rows counts as having K. None sets no limit.
     """
     if cap is not None:
         sizes = {task: min(size, cap) for task, size in sizes.items()}
@@ -41,7 +41,7 @@ def sampling_shares(
         raw = {task: Fraction(1) for task in sizes}
     elif sampling == "temperature":
         assert temperature is not None
-        # Relative to the largest task, so that no temperature can overflow.
+        # Relative to the largest task to avoid overflow.
         largest = max(sizes.values())
         raw = {task: Fraction((size / largest) ** (1 / temperature)) for task, size in sizes.items()}
     else:
@@ -51,14 +51,14 @@ def sampling_shares(
 
 
 def unimax_shares(room: Mapping[str, Fraction], num_examples: int) -> dict[str, Fraction]:
-    """As equal as can be without giving any task more than it has room for.
+    """Shares as equal as possible without exceeding any task's maximum number of examples.
 
     UniMax, Chung et al. 2023, algorithm 1, https://arxiv.org/abs/2304.09151: from the smallest task to the largest,
-    each gets an equal part of what is left to give, or all that it has room for.
+    each gets an equal part of the remaining budget, or its maximum if that is less.
 
     Args:
-        room: how many examples each task may get: maximum of epochs × rows.
-        num_examples: how many there are to give. If that is more than all room, every task gets in proportion to it.
+        room: maximum number of examples of each task: maximum number of epochs × rows.
+        num_examples: the budget. If it exceeds the sum of `room`, shares are proportional to `room`.
     """
     left, given = Fraction(num_examples), {}
     for place, (task, most) in enumerate(sorted(room.items(), key=lambda item: item[1])):
@@ -69,22 +69,22 @@ def unimax_shares(room: Mapping[str, Fraction], num_examples: int) -> dict[str, 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The shares of a run, as `MixtureConfig` describes them.
+    """The shares of a run, as configured by `MixtureConfig`.
 
     Args:
         sizes: rows of each task.
-        batch_size: examples in a step.
+        batch_size: examples per step.
         max_steps: steps in the run.
-        sampling: as of `sampling_shares`, or `unimax`.
-        temperature: as of `sampling_shares`; with `final_temperature`, that of the beginning.
-        weights: as of `sampling_shares`.
-        cap: as of `sampling_shares`.
-        final_temperature: the run is divided into 100 stretches, and the temperature goes in equal parts to this one,
-            which is that of the last stretch and of all steps after it. None keeps the temperature.
-        max_epochs: for `unimax`: how often a task's rows are seen at most.
+        sampling: as in `sampling_shares`, or `unimax`.
+        temperature: as in `sampling_shares`; with `final_temperature`, the initial temperature.
+        weights: as in `sampling_shares`.
+        cap: as in `sampling_shares`.
+        final_temperature: the temperature changes linearly over 100 stretches of the run to this value, which holds
+            in the last stretch and in all later steps. None keeps the temperature constant.
+        max_epochs: for `unimax`: maximum number of passes over a task's rows.
 
     Raises:
-        UserError: for a cap or a maximum that cannot have an effect, or cannot be kept, with these sizes.
+        UserError: if `cap` has no effect or `max_epochs` is too small with these sizes.
     """
 
     sizes: Mapping[str, int]
@@ -106,7 +106,7 @@ class Sampling:
             )
         if self.max_epochs is not None:
             rows, wanted = sum(self.sizes.values()), self.batch_size * self.max_steps
-            # The last step may be filled up beyond a whole number of passes.
+            # The last step may exceed a whole number of epochs.
             if Fraction(self.max_epochs) * rows <= wanted - self.batch_size:
                 raise UserError(
                     f"mixture.max_epochs: {self.max_epochs:g} times the {rows:,} rows of all tasks are fewer than the "
@@ -114,14 +114,14 @@ class Sampling:
                 )
 
     def plans(self, stopped: Mapping[str, int]) -> list[Plan]:
-        """What the mixture gives: a plan for the whole run, and another from each step on at which tasks stopped.
+        """The plans of the mixture: one for the whole run, and one from each step at which tasks were stopped.
 
-        From there on, the shares of those that stopped go to the others in proportion to theirs; with UniMax, what is
-        left of the run is dealt anew, within what is left of each task's maximum. If there are no others, the run is
-        over, and the last plan stays.
+        From there on, the shares of the stopped tasks go to the others in proportion to their shares; with UniMax,
+        the rest of the run is redistributed within what remains of each task's maximum. If no task is left, the run
+        is over and the last plan remains.
 
         Args:
-            stopped: after how many steps a task was stopped, for those that were.
+            stopped: number of steps after which each stopped task was stopped.
         """
         plans = [Plan(self._stretches(0, dict.fromkeys(self.sizes, 0), ()), self.batch_size)]
         for step in sorted(set(stopped.values())):
@@ -133,17 +133,17 @@ class Sampling:
         return plans
 
     def mixture(self, seed: int, lengths: Mapping[str, NDArray], stopped: Mapping[str, int] | None = None) -> Mixture:
-        """The run's mixture; `seed` and `lengths` as of `Mixture`, `stopped` as of `plans`."""
+        """The run's mixture; `seed` and `lengths` as in `Mixture`, `stopped` as in `plans`."""
         plans, last_step = self.plans(stopped or {}), self.last_step(stopped or {})
         return Mixture(self.sizes, plans, self.batch_size, seed, lengths, last_step=last_step)
 
     def last_step(self, stopped: Mapping[str, int]) -> int:
-        """After how many steps the run ends: when it is done, or when the last task that is trained was stopped."""
+        """Number of steps after which the run ends: `max_steps`, or fewer if all trained tasks were stopped."""
         trained = self.plans({})[0].tasks
         return max(stopped[task] for task in trained) if stopped.keys() >= set(trained) else self.max_steps
 
     def _stretches(self, start: int, given: Mapping[str, int], gone: Collection[str]) -> Stretches:
-        """The shares from a step on, of which those of some tasks go to the others."""
+        """The shares from a step on, with those of the tasks in `gone` given to the others."""
         if self.sampling == "unimax":
             assert self.max_epochs is not None
             most = {task: Fraction(self.max_epochs) * size for task, size in self.sizes.items() if task not in gone}
@@ -158,7 +158,7 @@ class Sampling:
         stretches: list[tuple[int, Shares]] = []
         for index in range(number):
             if index < number - 1 and (index + 1) * self.max_steps // number <= start:
-                continue  # it has ended
+                continue  # this stretch has ended
             change = (self.final_temperature - self.temperature) * index / max(1, number - 1)
             shares = sampling_shares("temperature", self.sizes, self.temperature + change, cap=self.cap)
             first = max(start, index * self.max_steps // number)
@@ -180,7 +180,7 @@ def _without(shares: Shares, gone: Collection[str]) -> Shares:
 
 
 def _rounded(shares: Shares) -> Shares:
-    """With one denominator, so that sums over many stretches keep it too; the largest takes the rest."""
+    """Rounds to a common denominator, so that sums of many stretches keep it; the largest takes the remainder."""
     rounded = {task: Fraction(round(share * 2**60), 2**60) for task, share in shares.items()}
     largest = max(shares, key=lambda task: shares[task])
     return rounded | {largest: rounded[largest] + 1 - sum(rounded.values())}

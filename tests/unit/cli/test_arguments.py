@@ -99,7 +99,7 @@ def test_help_comes_from_the_docstrings(capsys):
         assert exit_.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "--training.max_tokens_per_pass" in out
-    assert "A device's share of a step that holds more padded tokens is split into several passes." in out
+    assert "A device's share of a step that holds more tokens is split into several passes." in out
     assert "Factor on the loss of each of this task's examples." in out
     assert "What is added is scaled by alpha / rank." in out
 
