@@ -56,7 +56,7 @@ def sections(
     found = []
     for task, names in metrics.items():
         of_task = [_lines(f"{task}: validation", *(f"eval/{task}/{name}" for name in names))]
-        of_task.append(_lines(f"{task}: training loss", f"train/{task}/loss"))
+        of_task.append(_lines(f"{task}: loss", f"train/{task}/loss", f"eval/{task}/loss"))
         of_task.append(panels.WeavePanelSummaryTable(table_name=f"predictions/{task}"))
         found.append(ws.Section(name=task, panels=of_task, is_open=True))
     mixture = [
@@ -76,6 +76,8 @@ def sections(
     efficiency = [
         _lines("Tokens per second", "train/tokens_per_second"),
         _lines("Padding, share of the tokens", "train/padding_share"),
+        _lines("Seconds of an evaluation", "eval/seconds"),
+        _lines("Seconds of the run, and those that remain", "train/elapsed_seconds", "train/remaining_seconds"),
     ]
     checkpoints = [_lines("Seconds that training waited", "checkpoint/seconds")]
     checkpoints += [_lines("Seconds of an upload", "checkpoint/upload_seconds")] if has_uploads else []

@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from ..checkpoints.format import load_checkpoint
 from ..config.load import load_config
+from ..data.split import Split
 from ..errors import UserError
-from ..evaluation.evaluate import evaluate_tasks, predict, progress_bar
+from ..evaluation.evaluate import evaluate_tasks, mean_loss, predict, progress_bar
 from ..inference.prediction_files import bad_rows_file, check_paths
 from ..inference.predictor import Predictor, predict_file
 from ..model.export import check_export_folder, export_run
-from ..tasks.load import load_tasks
+from ..tasks.load import TaskData, load_tasks
 from ..tasks.metrics import average
 from ..tracking.run_directory import write_results
 from ..training.state import SavedState
@@ -36,17 +39,20 @@ def evaluate(command: Command, accelerator: Accelerator) -> None:
     static = uses_static_shapes(config.training.static_shapes, accelerator)
     model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True)
     max_tokens = config.training.max_tokens_per_pass
+    losses: dict[str, float] = {}
+
+    def logits_of(task: TaskData, split: Split) -> NDArray[np.float32]:
+        logits = predict(model, task.name, split, accelerator, tokenizer.pad_token_id, max_tokens, static, bar.update)
+        losses[task.name] = mean_loss(task.type, logits, split)
+        return logits
+
     with progress_bar(tasks, accelerator) as bar:
-        results = evaluate_tasks(
-            tasks,
-            lambda task, split: predict(
-                model, task.name, split, accelerator, tokenizer.pad_token_id, max_tokens, static, bar.update
-            ),
-        )
+        results = evaluate_tasks(tasks, logits_of)
     accelerator.print(results_table(results, tasks))
     if command.output and accelerator.is_main_process:
         try:
-            write_results(Path(command.output), SavedState.read(command.checkpoint).step, results, average(results))
+            step = SavedState.read(command.checkpoint).step
+            write_results(Path(command.output), step, results, average(results), losses=losses)
         except OSError as error:
             raise UserError(f"--output: {command.output} cannot be written: {error.strerror}") from error
 

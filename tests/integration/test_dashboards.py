@@ -40,9 +40,9 @@ def test_every_panel_shows_what_a_run_logs(mixture_config, write_config, train):
     of_layers = {name for name in logged if re.fullmatch(pattern, name)}
     assert of_layers and all(re.match("agreement/(embeddings|layer_[01])/", name) for name in of_layers)
     names |= of_layers
-    assert len(lines) == 2 * 6 + 7 + 2 + 2 + 1 and {panel.x for panel in lines} == {"step"}
+    assert len(lines) == 2 * 6 + 7 + 2 + 4 + 1 and {panel.x for panel in lines} == {"step"}
     assert names - logged == set()
-    assert logged - names == {"step"}  # and all of it is shown
+    assert logged - names == {"step", "time"}  # and all of it is shown
     assert {panel.table_name for panel in shown if panel not in lines} == tables
     assert (workspace.entity, workspace.project) == ("someone", "multitask")
     json.dumps(workspace._to_model().model_dump(mode="json"))  # what would be sent

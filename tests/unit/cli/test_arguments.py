@@ -87,7 +87,7 @@ def test_the_set_of_options_is_what_it_was_meant_to_be():
     count = {
         f.name: len(dataclasses.fields(f.type)) for f in dataclasses.fields(config) if dataclasses.is_dataclass(f.type)
     }
-    assert count == {"model": 4, "training": 23, "mixture": 6, "checkpoints": 1, "tracking": 2}
+    assert count == {"model": 4, "training": 26, "mixture": 6, "checkpoints": 1, "tracking": 2}
     assert len(dataclasses.fields(TaskConfig)) == 17
     assert len(dataclasses.fields(AdapterConfig)) == 6
 
@@ -111,11 +111,11 @@ def test_flatten():
 # -- what a user may get wrong on the command line: (options, what is printed) -----------------------------------------
 
 OPTIONS = {
-    "--training.learning_rat 3": "--training.learning_rat: unknown key; did you mean 'learning_rate'? (valid: agreement_steps, batch_size, dataloader_num_workers, eval_steps, gradient_checkpointing, learning_rate, load_best_model_at_end, logging_steps, loss_balancing, lr_scheduler_type, max_grad_norm, max_steps, max_tokens_per_pass, metric_for_best_model, num_train_epochs, output_dir, resume_from_checkpoint, save_steps, save_total_limit, seed, static_shapes, warmup_ratio, weight_decay)",
+    "--training.learning_rat 3": "--training.learning_rat: unknown key; did you mean 'learning_rate'? (valid: agreement_steps, batch_size, dataloader_num_workers, eval_steps, full_determinism, gradient_checkpointing, init_from_checkpoint, learning_rate, load_best_model_at_end, logging_steps, loss_balancing, lr_scheduler_type, max_grad_norm, max_steps, max_tokens_per_pass, metric_for_best_model, num_train_epochs, output_dir, overwrite_output_dir, resume_from_checkpoint, save_steps, save_total_limit, seed, static_shapes, warmup_ratio, weight_decay)",
     "--training.learning_rate x": "--training.learning_rate: found 'x', expected float",
     "--training.learning_rate=-1": "training.learning_rate: -1.0 is not a positive number",
     "--training.learning_rate .nan": "training.learning_rate: nan is not a positive number",
-    "--taining.seed 1": "--taining.seed: unknown option; did you mean '--training'? (options: --adapters, --checkpoint, --checkpoints, --config, --data_root, --debug, --dry_run, --help, --input, --mixture, --mode, --model, --model_root, --num_proc, --output, --print_config, --skip_bad_rows, --tasks, --tracking, --training, -h)",
+    "--taining.seed 1": "--taining.seed: unknown option; did you mean '--training'? (options: --adapters, --checkpoint, --checkpoints, --config, --data_root, --debug, --dry_run, --help, --input, --mixture, --mode, --model, --model_root, --num_proc, --only, --output, --print_config, --skip_bad_rows, --tasks, --tracking, --training, -h)",
     "--tasks.animal.wight 3": "--tasks.animal.wight: unknown key; did you mean 'weight'? (valid: adapter, choice_labels, choices, data_files, dataset, inputs, label, learning_rate, max_eval_examples, max_train_examples, metrics, patience, subset, train_split, type, validation_split, weight)",
     "--tasks.animal.weight 0": "tasks.animal.weight: 0.0 is not a positive number",
     "--tasks.animal.metrics [acuracy]": "--tasks.animal.metrics: unknown value 'acuracy'; did you mean 'accuracy'? (valid: accuracy, exact_match, f1, f1_macro, f1_micro, matthews_correlation, mse, pearson, precision, recall, spearmanr)",

@@ -1,6 +1,7 @@
 import pytest
 
 from multitask.data.packing import Step
+from multitask.evaluation.evaluate import Evaluation
 from multitask.tracking.window import LogWindow, evaluation_values
 
 
@@ -19,10 +20,14 @@ def test_a_window_averages_over_its_steps():
 
 
 def test_results_are_logged_by_name():
-    values = evaluation_values({"a": {"pearson": 0.5, "spearmanr": 0.7}, "b": {"accuracy": 1.0}})
+    results = {"a": {"pearson": 0.5, "spearmanr": 0.7}, "b": {"accuracy": 1.0}}
+    values = evaluation_values(Evaluation(results, {"a": 0.25, "b": 0.125}, 3.5))
     assert values == {
         "eval/a/pearson": 0.5,
         "eval/a/spearmanr": 0.7,
         "eval/b/accuracy": 1.0,
+        "eval/a/loss": 0.25,
+        "eval/b/loss": 0.125,
         "eval/average": pytest.approx(0.8),
+        "eval/seconds": 3.5,
     }
