@@ -108,8 +108,7 @@ def progress_bar(tasks: Sequence[TaskData], accelerator: Accelerator) -> tqdm:
     total = sum(len(task.validation) for task in tasks if task.validation)
     hidden = not accelerator.is_main_process
     # In the place of the bar of the training, if there is one; a log has no lines to go up to.
-    place = {"position": 0, "leave": False, "mininterval": 0.5}
-    return tqdm(total=total, desc="evaluating", unit="row", disable=hidden, **place)
+    return tqdm(total=total, desc="evaluating", unit="row", disable=hidden, leave=False, mininterval=0.5, position=0)
 
 
 def mean_loss(task_type: TaskType, logits: NDArray[np.float32], split: Split) -> float:
