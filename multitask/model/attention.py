@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .segments import Segments
+from .segments import Layout, Segments
 
 PACKED = "packed"  # the name under which `transformers` knows it
 FLASH_HEAD_SIZE = 256  # PyTorch's flash kernel takes no larger heads
@@ -138,8 +138,7 @@ def in_groups(
 ) -> Tensor:
     """The same by PyTorch's scaled-dot-product attention, which takes padded batches: segments of about one length."""
     layout = segments.layout
-    padded = [x.new_zeros(sum(layout.sizes), *x.shape[1:]) for x in (query, key, value)]
-    placed = [p.index_copy(0, layout.places, x) for p, x in zip(padded, (query, key, value), strict=True)]
+    placed = [_Spread.apply(x, layout) for x in (query, key, value)]
     answers = []
     for group, *parts in zip(layout.groups, *(x.split(layout.sizes) for x in placed), strict=True):
         q, k, v = (x.unflatten(0, (group.num_sequences, group.length)).transpose(1, 2) for x in parts)
@@ -152,25 +151,37 @@ def in_groups(
             mask = mask | (token[:, None] == token)
         answer = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
         answers.append(answer.transpose(1, 2).flatten(0, 1))
-    return _Take.apply(torch.cat(answers), layout.places)
+    return _Collect.apply(torch.cat(answers), layout)
 
 
-class _Take(torch.autograd.Function):
-    """`index_select(0, index)` where no index comes twice.
+class _Spread(torch.autograd.Function):
+    """From tokens one behind the other to their places in padded groups; padding repeats a token and is masked.
 
-    The backward pass of `index_select` adds rows to zeros one by one; without repetitions they can be copied.
+    Both ways are a choice by index. The backward pass of `index_select` would add rows to zeros one by one.
     """
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.shape = padded.shape
-        return padded.index_select(0, index)
+    def forward(ctx: Any, tokens: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return tokens.index_select(0, layout.source)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.shape).index_copy_(0, index, gradient), None
+        return gradient.index_select(0, ctx.layout.places), None
+
+
+class _Collect(torch.autograd.Function):
+    """The way back from padded groups to tokens; what stands in the places of padding gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return padded.index_select(0, layout.places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        layout = ctx.layout
+        return gradient.index_select(0, layout.source).index_fill_(0, layout.padding, 0), None
 
 
 def _mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

@@ -36,11 +36,13 @@ class Layout(NamedTuple):
         groups: shorter sequences first.
         source: for each place of the groups the token that stands there, and some token for padding; (places,).
         places: the place of each token; (tokens,).
+        padding: places where no token stands; (places - tokens,).
     """
 
     groups: list[Group]
     source: Tensor
     places: Tensor
+    padding: Tensor
 
     @property
     def sizes(self) -> list[int]:
@@ -69,7 +71,8 @@ def lay_out(lengths: NDArray[np.int64], call_cost: int, device: torch.device, ma
         mask = None if is_token.all() else to_device(is_token, device)
         groups.append(Group(len(numbers), longest, mask))
         taken += is_token.size
-    return Layout(groups, to_device(np.concatenate(sources), device), to_device(places, device))
+    padding = np.setdiff1d(np.arange(taken), places, assume_unique=True)
+    return Layout(groups, *(to_device(array, device) for array in (np.concatenate(sources), places, padding)))
 
 
 def to_device(values: NDArray | Sequence[float], device: torch.device) -> Tensor:
