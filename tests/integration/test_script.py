@@ -104,6 +104,7 @@ def test_a_mistake_in_the_data_is_one_line_also_with_a_cold_cache(mixture_config
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_two_processes_cannot_write_to(mixture_config, write_config, program, tmp_path):
     (tmp_path / "file").write_text("")
     folder = str(tmp_path / "file" / "run")

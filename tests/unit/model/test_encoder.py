@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from helpers.encoders import ENCODER_CONFIGS
+from helpers.lanes import fast_if
 from helpers.tasks import ALL_TASKS, batch_of
 
 from multitask.data.packing import collate
@@ -105,7 +106,7 @@ def call_cost(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", fast_if(["bert", "modernbert"], FAMILIES))
 def test_tasks_computed_together_get_what_they_get_apart(make, family, call_cost):
     model, tasks, tokenizer = make(family, ALL_TASKS, dropout=0.0)
     with torch.no_grad():
