@@ -147,11 +147,16 @@ def train(mixture_config, write_config):
 
 @pytest.fixture
 def program():
-    """Runs the program as a user does, in a process (or several) of its own."""
+    """Runs the program in a process (or several) of its own.
 
-    def run(*options: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess:
-        if processes > 1:
+    With `fresh`, as a user does, by a command that reads the libraries itself: for what they read of the environment
+    when they are imported, and for the command.
+    """
+
+    def run(*options: str, processes: int = 1, fresh: bool = False, **environment: str) -> subprocess.CompletedProcess:
+        if not fresh:
             return side_by_side.run(options, processes, **environment)
+        assert processes == 1
         return subprocess.run(
             [sys.executable, str(ROOT / "run_multitask.py"), *options],
             capture_output=True,
