@@ -38,7 +38,7 @@ from multitask.checkpoints import gcs as gcs_objects  # noqa: E402
 from multitask.cli.arguments import read_command  # noqa: E402
 from multitask.config.schema import TaskConfig  # noqa: E402
 from multitask.model.pretrained import build_model, load_tokenizer  # noqa: E402
-from multitask.tasks.load import load_task  # noqa: E402
+from multitask.tasks.load import TaskData, load_task  # noqa: E402
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -71,18 +71,28 @@ def task_files(tmp_path_factory):
     return files
 
 
+@pytest.fixture(scope="session")
+def tokenised(encoders, task_files):
+    """A task's rows in a family's tokens, read once for all tests: `tokenised("bert", "animal")`."""
+    made: dict[tuple[str, str], TaskData] = {}
+
+    def get(family: str, name: str) -> TaskData:
+        if (family, name) not in made:
+            config = TaskConfig(dataset="json", data_files=task_files[name], **ALL_TASKS[name])
+            made[family, name] = load_task(name, config, load_tokenizer(str(encoders(family)), 64), 64)
+        return made[family, name]
+
+    return get
+
+
 @pytest.fixture
-def make(encoders, task_files):
+def make(encoders, tokenised):
     """Builds a model: `make("bert", names=["animal"])` gives it with its tasks and its tokenizer."""
 
     def make(family, names=tuple(TASKS), **options):
         encoder = str(encoders(family))
-        tokenizer = load_tokenizer(encoder, 64)
-        tasks = [
-            load_task(name, TaskConfig(dataset="json", data_files=task_files[name], **ALL_TASKS[name]), tokenizer, 64)
-            for name in names
-        ]
-        return build_model(encoder, tasks, **options), tasks, tokenizer
+        tasks = [tokenised(family, name) for name in names]
+        return build_model(encoder, tasks, **options), tasks, load_tokenizer(encoder, 64)
 
     return make
 
@@ -138,11 +148,16 @@ def train(mixture_config, write_config):
 
 @pytest.fixture
 def program():
-    """Runs the program as a user does, in a process (or several) of its own."""
+    """Runs the program in a process (or several) of its own.
 
-    def run(*options: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess:
-        if processes > 1:
+    With `fresh`, as a user does, by a command that reads the libraries itself: for what they read of the environment
+    when they are imported, and for the command.
+    """
+
+    def run(*options: str, processes: int = 1, fresh: bool = False, **environment: str) -> subprocess.CompletedProcess:
+        if not fresh:
             return side_by_side.run(options, processes, **environment)
+        assert processes == 1
         return subprocess.run(
             [sys.executable, str(ROOT / "run_multitask.py"), *options],
             capture_output=True,

@@ -1,5 +1,5 @@
-"""The program in several processes that begin with the libraries read already: as `torchrun` starts them, in a tenth of
-the time. `torchrun` itself starts those of test_resume.py and test_drill.py that are sent signals or killed."""
+"""The program in processes that begin with the libraries read already: as `torchrun` starts several, in a tenth of the
+time. `torchrun` itself starts those of test_resume.py and test_drill.py that are sent signals or killed."""
 
 import multiprocessing
 import os
@@ -12,18 +12,20 @@ from pathlib import Path
 
 
 def run(options: tuple[str, ...], count: int, **environment: str) -> subprocess.CompletedProcess:
-    """Runs so many processes of a run to their end; where one fails, the others are ended, as by `torchrun`."""
+    """Runs so many processes of a run to their end; where one fails, the others are ended, as by `torchrun`.
+
+    One process is told nothing of others, as where no launcher starts it.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["run_multitask"])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     counts = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    shared = {**os.environ, **environment, **counts, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    meeting = counts | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {**os.environ, **environment, **(meeting if count > 1 else {})}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)] if count > 1 else [{}]
     with tempfile.TemporaryDirectory() as folder:
-        started = [
-            context.Process(target=_main, args=(options, shared | {"RANK": rank, "LOCAL_RANK": rank}, folder))
-            for rank in map(str, range(count))
-        ]
+        started = [context.Process(target=_main, args=(options, shared | rank, folder)) for rank in ranks]
         for process in started:
             process.start()
         try:

@@ -88,10 +88,12 @@ def test_kills(options, place, bucket, tmp_path, drill):
         if rng.random() < 0.5:
             counted["disks lost"] += 1
             shutil.rmtree(folder, ignore_errors=True)
-    for name, more in (("parts", copies), ("whole", [])):
-        process = start([*options, *more], tmp_path / name, log)
-        assert process.wait() == 0, log.read_text()[-3000:]
-    assert "damaged" not in log.read_text() and log.read_text().count("going on from") >= kills // 3
+    process = start([*options, *copies], folder, log)
+    assert process.wait() == 0, log.read_text()[-3000:]
+    whole = side_by_side.run((*options, "--training.output_dir", str(tmp_path / "whole")), 1)
+    assert whole.returncode == 0, whole.stderr
+    assert "damaged" not in log.read_text() + whole.stdout + whole.stderr
+    assert log.read_text().count("going on from") >= kills // 3
     assert_same_run(tmp_path / "whole", folder)
     assert all(path.suffix == "" for path in (folder / "checkpoints").iterdir())
     steps = max(line["step"] for line in numbers(folder))
@@ -127,8 +129,8 @@ def test_one_of_two_processes_is_killed(options, place, tmp_path, drill):
 @pytest.mark.slow
 def test_every_byte_of_a_checkpoint(options, tmp_path, drill):
     """A flipped bit, a cut and a removal anywhere in a real checkpoint are found."""
-    log = tmp_path / "log"
-    assert start([*options, "--training.max_steps", "3"], tmp_path / "run", log).wait() == 0, log.read_text()[-3000:]
+    made = side_by_side.run((*options, "--training.max_steps", "3", "--training.output_dir", str(tmp_path / "run")), 1)
+    assert made.returncode == 0, made.stderr
     (checkpoint,) = checkpoints_in(tmp_path / "run")
     every, tried = drill(997, 1), Counter()
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
@@ -162,10 +164,10 @@ def test_a_disk_that_is_full(options, tmp_path, drill):
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     try:
-        log = tmp_path / "log"
         keep_all = ["--training.max_steps", "200", "--training.save_total_limit", "null"]
-        assert start([*options, *keep_all], disk / "run", log).wait() == 2
-        said = log.read_text()
+        done = side_by_side.run((*options, *keep_all, "--training.output_dir", str(disk / "run")), 1)
+        said = done.stdout + done.stderr
+        assert done.returncode == 2, said
         assert re.search(
             r"error: training.output_dir: \S+/step-\d+ needs [\d,]+ bytes and does not fit on its disk, which has [\d,]+ left",
             said,

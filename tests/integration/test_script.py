@@ -17,7 +17,7 @@ from multitask.errors import UserError
 @pytest.mark.slow
 def test_a_run_leaves_what_the_readme_says(mixture_config, write_config, program, tmp_path):
     config = ["--config", write_config(mixture_config), "--training.eval_steps", "4"]
-    done = program(*config)
+    done = program(*config, fresh=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -83,7 +83,7 @@ def test_odd_data_is_pointed_out(train, mixture_config, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_mistake_is_one_line_and_status_2(mixture_config, write_config, program, tmp_path):
     config = write_config(mixture_config)
-    done = program("--config", config, "--training.sede", "1")
+    done = program("--config", config, "--training.sede", "1", fresh=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --training.sede: unknown key; did you mean 'seed'? (valid: ")
     assert done.stderr.count("\n") == 1
@@ -96,7 +96,7 @@ def test_a_mistake_in_the_data_is_one_line_also_with_a_cold_cache(mixture_config
     rows = [*make_rows("classification", 30), {"a": "cat", "b": "dog", "label": None}]
     mixture_config["tasks"]["animal"]["data_files"] = {"train": str(write_jsonl(tmp_path / "bad.jsonl", rows))}
     line = "error: tasks.animal: train row 30: the label in column 'label' is empty\n"
-    done = program("--config", write_config(mixture_config), HF_HOME=str(tmp_path / "cold"))
+    done = program("--config", write_config(mixture_config), fresh=True, HF_HOME=str(tmp_path / "cold"))
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
     two = program("--config", write_config(mixture_config), processes=2)
     assert two.returncode != 0 and two.stderr.count("error: ") == two.stderr.count(line) == 1
@@ -104,6 +104,7 @@ def test_a_mistake_in_the_data_is_one_line_also_with_a_cold_cache(mixture_config
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_two_processes_cannot_write_to(mixture_config, write_config, program, tmp_path):
     (tmp_path / "file").write_text("")
     folder = str(tmp_path / "file" / "run")
@@ -162,11 +163,12 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(mixture_config, write_config
     """On a network that leads nowhere (a port nobody listens on) no request is retried: each retry would be a line."""
     mixture_config["model"]["encoder"] = "nobody/nothing"
     environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = program("--config", write_config(mixture_config), **environment)
+    done = program("--config", write_config(mixture_config), fresh=True, **environment)
     assert done.returncode == 2 and done.stderr.startswith("error: model.encoder: 'nobody/nothing': ")
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_more_processes_than_examples(mixture_config, write_config, program):
     for name in ("similar", "choice"):
         del mixture_config["tasks"][name]

@@ -40,7 +40,7 @@ def test_numbers_are_those_without_xla_and_graphs_are_few(
     run_multitask.train(read_command(options), accelerator)
 
     # Accelerate's own switch. On the CPU that it then finds, batches have their usual shapes.
-    done = program(*options, "--training.output_dir", str(tmp_path / "cpu"), USE_TORCH_XLA="false")
+    done = program(*options, "--training.output_dir", str(tmp_path / "cpu"), fresh=True, USE_TORCH_XLA="false")
     assert done.returncode == 0 and "static shapes" not in done.stdout, done.stderr
     np.testing.assert_allclose(losses_and_norms(tmp_path / "run"), losses_and_norms(tmp_path / "cpu"), rtol=1e-5)
 

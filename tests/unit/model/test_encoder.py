@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from helpers.encoders import ENCODER_CONFIGS
+from helpers.lanes import fast_if
 from helpers.tasks import ALL_TASKS, batch_of, packed_of
 
 from multitask.errors import UserError
@@ -72,7 +73,7 @@ def test_tasks_computed_together_get_what_they_get_apart(make, family, scope, ch
     assert_nothing_changes(model, tasks, tokenizer)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", fast_if(["bert", "modernbert", "mpnet"], FAMILIES))
 def test_nothing_but_tokens_is_computed_and_all_at_once(make, family):
     model, tasks, _ = make(family, ALL_TASKS)
     batch = packed_of(tasks).inputs
@@ -159,14 +160,14 @@ def model_of(config, head=transformers.AutoModelForSequenceClassification):
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", fast_if(["bert", "modernbert", "mpnet"], FAMILIES))
 def test_how_an_encoder_is_called_is_found_out(make, family):
     model = make(family, ["animal"])[0]
     assert (model.call.method, model.call.first_position) == EXPECTED_CALLS[family]
     assert model.only_token == {"animal": FIRST}
 
 
-@pytest.mark.parametrize("family", MORE_FAMILIES)
+@pytest.mark.parametrize("family", fast_if(["xlnet", "longformer", "data2vec"], MORE_FAMILIES))
 def test_other_families_train_in_the_way_that_is_right_for_them(make, family):
     config, method, first = MORE_FAMILIES[family]
     model = model_of(config)

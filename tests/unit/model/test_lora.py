@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 import transformers
 from helpers.encoders import ENCODER_CONFIGS
+from helpers.lanes import fast_if
 from helpers.runs import assert_same_curve, curve
 from helpers.tasks import ALL_TASKS, TASKS, batch_of, padded
 from safetensors.torch import load_file, save_file
@@ -32,6 +34,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 FAMILIES = sorted(ENCODER_CONFIGS)
 SCOPES = {"per_task": ("similar", "animal", "choice"), "shared": (SHARED,), "both": (SHARED, *TASKS)}
 NO_CHECKPOINTING = {"albert", "mpnet"}
+# What the fast lane has of every family with every scope: BERT, and families whose layers and heads are of another kind.
+FAST = [("bert", "both"), ("bert", "per_task"), ("distilbert", "shared"), ("modernbert", "per_task")]
 
 
 @pytest.fixture
@@ -87,8 +91,7 @@ def head_tensors(folder, task):
 # -- what computes and what trains -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "scope"), fast_if(FAST, product(FAMILIES, SCOPES)))
 def test_adapters_and_heads_train_in_a_frozen_encoder(make, family, scope):
     plain, tasks, tokenizer = make(family)
     model = make(family)[0]
@@ -170,8 +173,10 @@ def test_eight_tasks_are_one_encoder_and_eight_adapters(make):
     assert all(sum(p.numel() for p in model.adapter_parameters(name)) == 2 * adapter for name in names)
 
 
-@pytest.mark.parametrize("scope", [None, "both"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "scope"),
+    fast_if([("albert", None), ("bert", "both"), ("modernbert", None)], product(FAMILIES, [None, "both"])),
+)
 def test_gradient_checkpointing_gives_the_same_gradients(make, adapted, family, scope):
     def build():
         if scope:
@@ -226,8 +231,7 @@ def test_gradient_checkpointing_keeps_gradients_out_of_a_frozen_encoder(make):
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "scope"), fast_if([FAST[0], FAST[-1]], product(FAMILIES, SCOPES)))
 def test_an_export_is_a_plain_model_and_an_adapter_of_peft(adapted, encoders, tmp_path, family, scope):
     """Also: each sub-batch of a step uses its own adapter, as PEFT computes with that one alone."""
     model, tasks, tokenizer, batches = adapted(family, scope, names=tuple(ALL_TASKS))
@@ -343,8 +347,13 @@ def foreign(encoder, folder, auto_class=transformers.AutoModel, config=None, **o
     return model.eval()
 
 
-@pytest.mark.parametrize("auto_class", ["AutoModel", "AutoModelForSequenceClassification"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "auto_class"),
+    fast_if(
+        [("bert", "AutoModelForSequenceClassification"), ("distilbert", "AutoModel")],
+        product(FAMILIES, ["AutoModel", "AutoModelForSequenceClassification"]),
+    ),
+)
 @pytest.mark.filterwarnings("ignore:You have passed exclude_modules")  # not all families have a pooler
 def test_a_task_starts_from_an_adapter_made_elsewhere(make, encoders, tmp_path, family, auto_class):
     options = {} if auto_class == "AutoModel" else {"task_type": "SEQ_CLS"}  # which saves the classifier as well
@@ -390,7 +399,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("case", fast_if(["no folder", "broken weights", "rank", "fewer modules"], WRONG))
 @pytest.mark.filterwarnings("ignore")  # PEFT's, on what it is made to do here
 def test_an_adapter_that_does_not_fit_is_refused(train, encoders, tmp_path, case):
     options, message = WRONG[case]
@@ -561,6 +570,7 @@ def test_bf16_is_close_to_fp32(mixture_config, write_config, train, program, tmp
     np.testing.assert_allclose(curve(full)[:, 1], curve(tmp_path / "bf16")[:, 1], rtol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_a_frozen_encoder_leaves_the_heads(train, encoders, tmp_path, checkpointing):
     options = ["--model.freeze_encoder", "true", "--training.gradient_checkpointing", checkpointing]
@@ -576,6 +586,7 @@ def test_a_frozen_encoder_leaves_the_heads(train, encoders, tmp_path, checkpoint
         assert first.keys() - encoder - changed <= ({"classifier.bias"} if task == "choice" else set())
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_what_another_exported(train, tmp_path):
     first = train(*LORA, "--adapters.alpha", "6")
     assert {p.name for p in (first / "export" / "animal").iterdir()} >= {"model.safetensors", "adapter"}
@@ -597,6 +608,7 @@ def test_a_few_examples_are_learned_by_heart(train):
     assert losses[-10:].mean() < 0.1 * losses[:5].mean()
 
 
+@pytest.mark.slow
 def test_harmless_settings_may_change_in_a_folder(train):
     train(*LORA)
     folder = train(*LORA, "--adapters.merge", "false", "--training.gradient_checkpointing", "true")

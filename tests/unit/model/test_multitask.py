@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from helpers.encoders import ENCODER_CONFIGS
+from helpers.lanes import fast_if
 from helpers.tasks import ALL_TASKS, batch_of, padded
 
 from multitask.data.packing import pack
@@ -40,8 +41,7 @@ def test_fsdp_is_told_the_layers_of_every_family(make):
     }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", fast_if(["bert"], FAMILIES))
 def test_one_encoder_serves_all_types_of_tasks(make, family):
     model, tasks, tokenizer = make(family, ALL_TASKS)
     batches = batch_of(tasks, tokenizer)
@@ -88,7 +88,7 @@ def test_gradients_of_no_rows_are_zeros_of_their_own(make):
     assert all(gradient.is_contiguous() for gradient in gradients)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", fast_if(["bert", "roberta"], FAMILIES))
 def test_an_exported_task_is_an_ordinary_model_with_the_same_logits(make, family, tmp_path):
     model, tasks, tokenizer = make(family, ALL_TASKS)
     model.eval()
