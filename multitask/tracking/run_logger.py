@@ -163,7 +163,7 @@ def evaluation_lines(step: int, found: Evaluation, best: dict[str, float]) -> st
     for name in [*found.results, "average"]:
         value = score(found.results, name)
         is_best = value > best.get(name, -math.inf)
-        shown = found.results.get(name, {"": value})
+        shown = found.results.get(name, {"": average(found.results)})
         parts = [f"{metric} {number:.4f}".strip() for metric, number in shown.items()]
         parts += [f"loss {found.losses[name]:.4f}"] if name in found.losses else []
         lines.append(
