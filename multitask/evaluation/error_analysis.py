@@ -1,4 +1,4 @@
-"""What is shown of a task's validation predictions: a picture of all, the worst mistakes, some rows to watch."""
+"""What the report shows of a task's validation predictions: a summary chart, the worst mistakes, sample rows."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -27,17 +27,18 @@ MOST_CHARACTERS = 400
 
 
 def describe(task: TaskData, logits: NDArray[np.float32], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What to show of the predictions for a task's validation rows, ready for JSON.
+    """Describes the predictions for a task's validation rows for the report, as JSON values.
 
     Args:
-        task: one with validation rows.
-        logits: for these, as `predict` returns them.
-        tokenizer: turns the tokens back to text.
+        task: a task with validation rows.
+        logits: of these rows, as returned by `predict`.
+        tokenizer: decodes the tokens.
 
     Returns:
-        `type`, the task's; `picture`, of all rows: `kind` scatter (`true`, `predicted`), confusion (`labels`,
-        `counts`, `others`: rows of labels left out) or bars (`segments`, `bars`: name -> a number for each segment);
-        `mistakes`, the worst first, and `watched`: `row`, `text`, `predicted`, `right`, `confidence`.
+        `type`: the task's type; `picture`: a summary of all rows, whose `kind` is scatter (`true`, `predicted`),
+            confusion (`labels`,
+        `counts`, `others`: number of rows with other labels) or bars (`segments`, `bars`: name -> a number for each
+        segment); `mistakes`, the worst first, and `watched`: `row`, `text`, `predicted`, `right`, `confidence`.
     """
     split = task.validation
     assert split is not None
@@ -71,11 +72,11 @@ def _cut(text: str) -> str:
 
 
 class RowTexts:
-    """What the model has read and what it says about it, as text.
+    """The inputs and labels of rows as text.
 
     Args:
         split: the rows.
-        tokenizer: turns tokens back to text.
+        tokenizer: decodes the tokens.
         task_type: of the task.
     """
 
@@ -89,7 +90,7 @@ class RowTexts:
         return " | ".join(map(_cut, self.task_type.shown_inputs(self.parts(number))))
 
     def of_label(self, number: int, label: str) -> str:
-        """A label of a row as people read it."""
+        """A label of a row, formatted for reading."""
         return _cut(self.task_type.shown_label(label, number, self))
 
     def sequence(self, number: int, which: int = 0) -> list[int]:
@@ -97,7 +98,7 @@ class RowTexts:
         return self.split.sequence(int(self.first[number]), which)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Some tokens as text, without special ones."""
+        """Decodes tokens, without special tokens."""
         return str(self.tokenizer.decode([token for token in tokens if token not in self.special])).strip()
 
     def parts(self, number: int, which: int = 0) -> list[str]:

@@ -1,4 +1,4 @@
-"""How good the model is on each task's validation rows: exact on any number of processes."""
+"""Evaluation on validation rows; the result does not depend on the number of processes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -28,12 +28,12 @@ LOSS_ROWS = 1024  # at once, which bounds the memory for outputs of each token
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation has found.
+    """The result of an evaluation.
 
     Args:
-        results: each task's metrics.
-        losses: each task's mean loss over its validation rows.
-        seconds: that it took.
+        results: metrics by task.
+        losses: mean loss over the validation rows, by task.
+        seconds: duration.
     """
 
     results: Results
@@ -42,17 +42,17 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Measures a run on its validation rows, all processes together.
+    """Evaluates a run on its validation rows; all processes take part.
 
     Args:
-        model: not wrapped by Accelerate.
+        model: the model, not wrapped by Accelerate.
         tasks: of the run.
         tokenizer: the encoder's.
         accelerator: of the run.
         max_tokens_per_pass: limit of tokens at a time.
-        static_shapes: as of `compute_logits`.
-        stop: gives the number of a signal that this process was sent, or 0.
-        look: gets each task with its logits.
+        static_shapes: see `compute_logits`.
+        stop: returns the number of the signal that this process received, or 0.
+        look: is called with each task and its logits.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Evaluator:
         self.stop, self.look = stop, look
 
     def run(self) -> Evaluation | None:
-        """Measures all tasks; None if a signal came, and nothing has changed."""
+        """Evaluates all tasks; returns None if a signal arrived, and then has changed nothing."""
         self.model.eval()
         self.losses: dict[str, float] = {}
         started = time.perf_counter()
@@ -112,12 +112,12 @@ def progress_bar(tasks: Sequence[TaskData], accelerator: Accelerator) -> tqdm:
 
 
 def mean_loss(task_type: TaskType, logits: NDArray[np.float32], split: Split) -> float:
-    """The mean over a split's rows of the example loss, without a task's weight.
+    """The mean example loss over the rows of a split, without the task's weight.
 
     Args:
-        task_type: of the task.
-        logits: of all rows, as `predict` returns them.
-        split: the rows, with labels.
+        task_type: the task's type.
+        logits: of all rows, as returned by `predict`.
+        split: labelled rows.
     """
     total, width = 0.0, logits.shape[1] if task_type.has_token_labels else 0
     for first in range(0, len(split), LOSS_ROWS):
@@ -138,18 +138,18 @@ def compute_logits(
     num_passes: int = 0,
     done: Callable[[int], object] = lambda rows: None,
 ) -> dict[str, Tensor]:
-    """The logits of tasks that read the same sequences and use the same adapters: the encoder computes once for all.
+    """Computes the logits of tasks that read the same sequences with the same adapters, in one run of the encoder.
 
     Args:
         model: in evaluation mode.
         tasks: names of the tasks.
-        split: what they read.
+        split: their rows.
         rows: numbers of the rows to compute.
         pad_token_id: fills `input_ids`.
         max_tokens_per_pass: limit of tokens at a time.
         static_shapes: whether to compute in the few shapes of `static_shapes.py`.
-        num_passes: with static shapes, as many at least.
-        done: gets the number of rows of each pass.
+        num_passes: minimum number of passes, with static shapes.
+        done: is called with the number of rows after each pass.
 
     Returns:
         For each task a tensor of shape (rows, outputs), or (rows, tokens, outputs) with zeros behind a sequence's end,
@@ -197,13 +197,13 @@ def predict(
     static_shapes: bool = False,
     done: Callable[[int], object] = lambda rows: None,
 ) -> NDArray[np.float32]:
-    """The task's logits for every row of a split, computed by all processes together.
+    """Computes a task's logits for every row of a split on all processes.
 
-    Device r of R computes rows r, r + R, r + 2R… in order of length. A result travels with its row's number, so that
-    none is lost or counted twice, however the rows divide.
+    Device r of R computes rows r, r + R, r + 2R… in order of length. Results are gathered with the numbers of their
+    rows, so none is lost or counted twice when the rows do not divide evenly.
 
     Args:
-        done: gets the number of rows as they are computed, about those of all processes.
+        done: is called with the approximate number of rows that all processes computed in a pass.
 
     Returns:
         Logits as `compute_logits` gives them, in the order of the split, the same on every process.
@@ -240,11 +240,11 @@ def predict(
 
 
 def evaluate_tasks(tasks: Sequence[TaskData], logits_of: Callable[[TaskData, Split], NDArray[np.float32]]) -> Results:
-    """Every metric of every task that has validation rows.
+    """Computes all metrics of the tasks that have validation rows.
 
     Args:
-        tasks: those to evaluate.
-        logits_of: (task, its validation rows) -> logits as `predict` returns them.
+        tasks: tasks to evaluate.
+        logits_of: maps a task and its validation rows to logits, as returned by `predict`.
     """
     results: Results = {}
     for task in tasks:

@@ -1,4 +1,4 @@
-"""Charts as SVG that a page takes its colours from: light or dark, as small or wide as the screen."""
+"""SVG charts that take their colours from the page, light or dark, and scale with the screen."""
 
 import io
 import re
@@ -66,14 +66,14 @@ STYLE: Any = {
 
 
 class _Drawing:
-    """A figure on the way to SVG."""
+    """Holds the SVG once the figure is drawn."""
 
     svg = Markup("")
 
 
 @contextmanager
 def drawing(title: str, height: float = 2.7, width: float = 4.8) -> Iterator[tuple[Axes, _Drawing]]:
-    """Gives axes to draw on; afterwards the drawing's `svg` is there. `title` is read to those who do not see it."""
+    """Yields axes and an object that has the `svg` afterwards; screen readers read `title`."""
     drawn = _Drawing()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -93,7 +93,7 @@ def drawing(title: str, height: float = 2.7, width: float = 4.8) -> Iterator[tup
 
 
 def lines(title: str, curves: Mapping[str, Curve], unit: str = "") -> Markup:
-    """Curves over the steps, by name."""
+    """Line chart of values over steps, by name."""
     with drawing(title, height=2.6 + 0.1 * len(curves)) as (axes, drawn):
         for number, (name, (steps, values)) in enumerate(curves.items()):
             x, y = thinned(steps, values)
@@ -108,7 +108,7 @@ def lines(title: str, curves: Mapping[str, Curve], unit: str = "") -> Markup:
 
 
 def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """A long curve as the means of `MOST_POINTS` runs of its points."""
+    """Averages a long curve down to `MOST_POINTS` points."""
     if len(steps) <= MOST_POINTS:
         return list(steps), list(values)
     parts = [np.array_split(np.asarray(of, float), MOST_POINTS) for of in (steps, values)]
@@ -117,7 +117,7 @@ def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float
 
 
 def bars(title: str, segments: Sequence[str], of_names: Mapping[str, Sequence[float]], stacked: bool = True) -> Markup:
-    """A horizontal bar for each name, made of segments, or one below the other."""
+    """Horizontal bars by name; the segments are stacked or placed below each other."""
     with drawing(title, height=1.1 + (0.3 if stacked else 0.42) * len(of_names)) as (axes, drawn):
         places = np.arange(len(of_names))
         thickness = 0.7 if stacked else 0.8 / len(segments)
@@ -142,7 +142,7 @@ def bars(title: str, segments: Sequence[str], of_names: Mapping[str, Sequence[fl
 
 
 def scatter(title: str, true: Sequence[float], predicted: Sequence[float]) -> Markup:
-    """Predictions over what is right, with the line on which they would be equal."""
+    """Predictions over references, with the diagonal."""
     with drawing(title, height=4.2) as (axes, drawn):
         ends = [min([*true, *predicted]), max([*true, *predicted])]
         axes.plot(ends, ends, color=FAINT, linewidth=1)
@@ -190,5 +190,5 @@ def _short(name: str, most: int = 18) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name that a legend shows: it leaves out those that begin with a line."""
+    """A legend label; matplotlib hides labels that begin with an underscore."""
     return name.lstrip("_") or "-"

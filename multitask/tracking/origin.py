@@ -1,4 +1,4 @@
-"""Where a run comes from: its command, the version of the code, the machine."""
+"""Provenance of a run: its command, the git commit, the host."""
 
 import platform
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def describe_origin(command: str) -> dict[str, str]:
-    """The command line, the git commit with a mark where files differ from it, and the host.
+    """The command line, the git commit (marked if files were changed) and the host.
 
     Args:
         command: the command line of the run.
@@ -15,7 +15,7 @@ def describe_origin(command: str) -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str:
-    """The commit of the checkout that a folder lies in; says so where there is none."""
+    """The commit of the git checkout that contains a folder, or a note that there is none."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
@@ -29,7 +29,7 @@ def git_commit(folder: Path) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as people say them: 1 h 5 min, 3 min 20 s, 12 s."""
+    """Formats seconds as 1 h 5 min, 3 min 20 s or 12 s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,4 +1,4 @@
-"""The run in pictures: one page without scripts, which opens from disk and asks nobody for anything."""
+"""The HTML report of a run: one page without scripts and without requests."""
 
 import datetime
 import json
@@ -24,13 +24,13 @@ Curves = dict[str, charts.Curve]
 
 
 def page(folder: Path, config: Mapping[str, Any], shares: Mapping[str, float], environment: Mapping[str, str]) -> str:
-    """The report of a run as HTML, from the files in its folder.
+    """Renders the report of a run from the files in its folder.
 
     Args:
         folder: of the run, with metrics.jsonl and, once evaluated, predictions.json.
-        config: of the run, as others may see it.
+        config: the run's configuration without private values (`trackers.shareable`).
         shares: each task's share of the examples, as planned.
-        environment: what it runs on: name -> value.
+        environment: values by name, shown as a table.
     """
     curves = read_curves(folder / "metrics.jsonl")
     predictions = _read(folder / "predictions.json") or {"step": None, "tasks": {}}
@@ -56,7 +56,7 @@ def page(folder: Path, config: Mapping[str, Any], shares: Mapping[str, float], e
 
 
 def describe_environment(devices: int, device: torch.device, precision: str) -> dict[str, str]:
-    """What a run runs on, by name."""
+    """Devices, precision, system and package versions, by name."""
     model = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     return {
         "devices": f"{devices} × {model}",
@@ -68,7 +68,7 @@ def describe_environment(devices: int, device: torch.device, precision: str) -> 
 
 
 def read_curves(path: Path) -> Curves:
-    """Every number of a metrics.jsonl over its steps, by name."""
+    """Reads metrics.jsonl into one curve per logged name."""
     points: dict[str, dict[int, float]] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         values = json.loads(line)
@@ -98,12 +98,12 @@ def _results(curves: Curves, tasks: list[str]) -> list[dict[str, Any]]:
 
 
 def _picked(curves: Curves, names: Mapping[str, str]) -> Curves:
-    """Curves under other names: {shown: logged}."""
+    """Selects curves and renames them: {shown: logged}."""
     return {shown: curves[logged] for shown, logged in names.items() if logged in curves}
 
 
 def _overview(curves: Curves, shares: Mapping[str, float]) -> list[tuple[str, Markup]]:
-    """Charts of the whole run with their captions."""
+    """Charts of the whole run, with captions."""
     tasks = list(shares)
     drawn: list[tuple[str, Markup]] = []
 
@@ -132,7 +132,7 @@ def _overview(curves: Curves, shares: Mapping[str, float]) -> list[tuple[str, Ma
 
 
 def _task(name: str, curves: Curves, predictions: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A task's charts with their captions, and its rows to read."""
+    """A task's charts with captions, its worst mistakes and its sample rows."""
     drawn = []
     of_task = [logged for logged in curves if logged.startswith(f"eval/{name}/")]
     metrics = {logged.rpartition("/")[2]: logged for logged in of_task if logged != f"eval/{name}/loss"}

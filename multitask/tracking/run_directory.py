@@ -1,4 +1,4 @@
-"""What a run leaves on disk: its configuration and its numbers."""
+"""The files of a run: its configuration, its numbers, its lock."""
 
 import contextlib
 import json
@@ -21,8 +21,8 @@ from ..utils import flatten, write_atomically
 NUMBERS = ("metrics.jsonl", "metrics.json", "predictions.json", "watched.jsonl")
 
 
-# Settings that do not change what is learned; a run may be repeated in its folder with others. (Where evaluations
-# decide which tasks go on or which step is the best, training.eval_steps does.)
+# Settings that may differ when a run is resumed, as they do not change the result. (training.eval_steps does where
+# evaluations stop tasks or choose the best checkpoint.)
 HARMLESS = {
     "training.output_dir",
     "training.overwrite_output_dir",
@@ -50,8 +50,8 @@ HARMLESS = {
 class RunLock:
     """Keeps a second process out of a run's folder.
 
-    The lock is the operating system's (`filelock`), which lets go of it when the process ends, however it does; so a
-    lock that is left behind is none. Who holds it stands beside it, for the message to a second process.
+    The lock belongs to the operating system (`filelock`), which releases it when the process ends in any way, so a
+    lock file left behind does not lock. A second file names the holder for the error message.
 
     Args:
         folder: of the run.
@@ -62,10 +62,10 @@ class RunLock:
         self.lock = FileLock(self.path)
 
     def acquire(self) -> None:
-        """Takes the lock; the folder is there.
+        """Takes the lock in an existing folder.
 
         Raises:
-            UserError: if another process holds it, naming that one.
+            UserError: if another process holds it, naming that process.
         """
         try:
             self.lock.acquire(timeout=0)
@@ -81,7 +81,7 @@ class RunLock:
         )
 
     def release(self) -> None:
-        """Lets go of the lock, if it is held."""
+        """Releases the lock, if it is held."""
         self.holder.unlink(missing_ok=True)
         self.lock.release()
 
@@ -129,11 +129,11 @@ def check_run_folder(folder: Path, config: Config) -> None:
 
 
 def changed_setting(earlier: dict[str, Any], config: Config) -> str | None:
-    """The first setting that changes what is learned and is not what it was: "KEY was THIS, is THAT".
+    """The first setting that differs and changes the result, as "KEY was THIS, is THAT"; None if there is none.
 
     Args:
-        earlier: a run's configuration as it was read from its YAML.
-        config: the one to compare.
+        earlier: configuration of a run, parsed from its YAML.
+        config: configuration to compare with it.
     """
     then = flatten(earlier) | {"the order of tasks": list(earlier["tasks"])}
     now = flatten(yaml.safe_load(to_yaml(config))) | {"the order of tasks": list(config.tasks)}
@@ -147,7 +147,7 @@ def changed_setting(earlier: dict[str, Any], config: Config) -> str | None:
 
 @contextlib.contextmanager
 def locked_run_folder(folder: Path, is_main_process: bool) -> Iterator[None]:
-    """Within, this process alone trains in a folder; one that is made for it and not used is removed again.
+    """Locks a run's folder for this process. A folder that is created and not used is removed again.
 
     Raises:
         UserError: if the folder cannot be made, or another process trains in it.
@@ -174,19 +174,19 @@ def locked_run_folder(folder: Path, is_main_process: bool) -> Iterator[None]:
 
 
 def remove_run(folder: Path) -> None:
-    """Removes what is in a run's folder, but for its lock."""
+    """Removes the contents of a run's folder, except its lock."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.name.startswith(".lock"):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def open_run_folder(folder: Path, config: Config, checkpoint: Path | None) -> None:
-    """Makes the folder, writes the resolved configuration, and sets the numbers back to those of the checkpoint.
+    """Creates the folder, writes the resolved configuration, and restores the numbers of the checkpoint.
 
     Args:
         folder: of the run.
         config: of the run.
-        checkpoint: the one that the run continues from; without one, the numbers start anew.
+        checkpoint: the checkpoint to resume from; None discards earlier numbers.
 
     Raises:
         UserError: if the folder cannot be written to.
@@ -204,13 +204,13 @@ def open_run_folder(folder: Path, config: Config, checkpoint: Path | None) -> No
 
 
 def append_metrics(folder: Path, step: int, values: dict[str, float]) -> None:
-    """Adds a line to metrics.jsonl with the time in seconds since 1970; what is not a number is written as null."""
+    """Appends a line to metrics.jsonl, with the Unix time; values that are not finite become null."""
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | _finite(values)) + "\n")
 
 
 def write_results(path: Path, step: int, results: dict[str, dict[str, float]], average: float, **more: Any) -> None:
-    """Replaces a file like metrics.json, which holds the last evaluation; `more` is written beside it."""
+    """Replaces metrics.json (or a file like it) with the last evaluation and the values in `more`."""
     content = {"step": step, "tasks": _finite(results)} | _finite({"average": average} | more)
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 

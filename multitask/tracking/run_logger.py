@@ -1,4 +1,4 @@
-"""What a run leaves to look at: its numbers, its predictions, the report of both, and the trackers' copies."""
+"""Logging of a run: progress bar, metrics.jsonl, predictions, trackers and the report."""
 
 import contextlib
 import dataclasses
@@ -30,16 +30,16 @@ from .window import evaluation_values
 
 
 class RunLogger:
-    """Shows a run: the progress bar, metrics.jsonl, the trackers, the report; none of it ends the training.
+    """Logs a run to the progress bar, metrics.jsonl, the trackers and the report; failures do not stop the training.
 
-    Everything is in the run's folder first, and a checkpoint keeps it, so that a resumed run has what was before.
+    Everything is written to the run's folder first and saved with each checkpoint, so a resumed run has its history.
 
     Args:
         folder: of the run.
         config: of the run.
-        shares: each task's share of the examples, as planned.
-        state: of the run, for its name, its length, the steps done and the time.
-        accelerator: whose main process writes.
+        shares: planned share of the examples, by task.
+        state: state of the run: its id, length, steps and time.
+        accelerator: its main process writes.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class RunLogger:
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a line to metrics.jsonl, and the same to the trackers; on the main process, as all that follows."""
+        """Appends values to metrics.jsonl and sends them to the trackers, on the main process."""
         if not self.accelerator.is_main_process or not values:
             return
         append_metrics(self.folder, step, dict(values))
         self.trackers.log(step, {name: value for name, value in values.items() if math.isfinite(value)})
 
     def length(self) -> None:
-        """Says and logs that a run has become longer or shorter since it was saved."""
+        """Reports a change of the run's length since it was saved."""
         state = self.state
         if state.planned_steps and state.planned_steps != state.max_steps:
             self.print(
@@ -101,7 +101,7 @@ class RunLogger:
             self.bar.write(text)
 
     def training(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs the means of the last steps, and shows them beside the bar with its next step."""
+        """Logs the means over the last steps and shows them in the progress bar."""
         self.bar.set_postfix_str(
             f"loss {values['train/loss']:.4f}, lr {values['train/learning_rate']:.2e}, "
             f"{values['train/tokens_per_second']:,.0f} tokens/s",
@@ -110,12 +110,12 @@ class RunLogger:
         self.log(step, values)
 
     def look(self, task: TaskData, logits: NDArray[np.float32], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Takes from the logits of an evaluation what is shown of them."""
+        """Keeps what the report shows of an evaluation's logits."""
         if self.accelerator.is_main_process:
             self.seen[task.name] = describe(task, logits, tokenizer)
 
     def evaluation(self, step: int, found: Evaluation) -> None:
-        """Prints and writes the results of an evaluation, and what was taken since the last one."""
+        """Prints and logs an evaluation, and writes the predictions collected for it."""
         if not self.accelerator.is_main_process:
             return
         self.bar.write(evaluation_lines(step, found, self.best_scores))
@@ -130,7 +130,7 @@ class RunLogger:
         self.seen = {}
 
     def report(self) -> None:
-        """Writes report/index.html, if there is anything new; the training goes on if it cannot be written."""
+        """Writes report/index.html if there are new numbers; an error is reported once and does not stop the run."""
         numbers = self.folder / "metrics.jsonl"
         if not self.accelerator.is_main_process or self.reported == numbers.stat().st_size:
             return
@@ -151,12 +151,12 @@ class RunLogger:
 
 
 def evaluation_lines(step: int, found: Evaluation, best: dict[str, float]) -> str:
-    """An evaluation as it is printed: a line for each task, those that are better than before marked.
+    """Formats an evaluation with one line per task; improvements over all earlier evaluations are marked.
 
     Args:
-        step: of the evaluation.
-        found: by it.
-        best: each task's best score so far, and that of the average; updated.
+        step: step of the evaluation.
+        found: its result.
+        best: best score so far by task, and of the average; updated in place.
     """
     lines, is_first = [f"step {step:,}: evaluated in {found.seconds:.1f} s"], not best
     width = max(map(len, [*found.results, "average"]))
@@ -174,7 +174,7 @@ def evaluation_lines(step: int, found: Evaluation, best: dict[str, float]) -> st
 
 
 def best_scores(folder: Path) -> dict[str, float]:
-    """The best score of each task, and of the average, in the evaluations that a run's folder holds."""
+    """The best score of each task and of the average in a run's logged evaluations."""
     best: dict[str, float] = {}
     for _, values in _history(folder):
         results: Results = {}
@@ -189,7 +189,7 @@ def best_scores(folder: Path) -> dict[str, float]:
 
 
 def _history(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """All that was logged so far: the numbers, then the watched rows."""
+    """Everything logged so far: the numbers, then the sample rows."""
     for name in ("metrics.jsonl", "watched.jsonl"):
         with contextlib.suppress(FileNotFoundError), (folder / name).open() as file:
             for line in file:

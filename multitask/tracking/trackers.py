@@ -1,4 +1,4 @@
-"""Where a run's numbers go besides its folder: any of Accelerate's trackers, each with what is its own."""
+"""Accelerate's trackers (W&B, TensorBoard, …) with the special cases that each of them needs."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ def check_trackers(names: Iterable[str]) -> None:
 
 
 def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration for other people's eyes: no home folder, no password in a URL, none of `PLACES`."""
+    """A configuration without private values: the home folder, passwords in URLs, and the keys in `PLACES`."""
     home = os.path.expanduser("~")
 
     def clean(value: Any) -> Any:
@@ -58,21 +58,20 @@ def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Trackers:
-    """The trackers of a run, each given the run from its first step; if one fails, the run goes on without it.
+    """The trackers of a run. Each receives the complete run; if one fails, the run continues without it.
 
-    Everything that is known of the run so far is sent when they start, so that curves have neither a gap nor a double
-    point, however the process before ended: what it sent after the last checkpoint is computed again, and what it had
-    not sent yet when it was killed is in the checkpoint. So a tracker on this machine begins anew (it would keep the
-    points after the checkpoint otherwise, and lack those before on an empty disk); W&B's server gets what it lacks.
+    When they start, the history of the run is sent again, so that curves have neither gaps nor duplicate points
+    however the previous process ended. Local trackers therefore start from nothing (they would keep points after the
+    checkpoint, or lack earlier ones on an empty disk); the W&B server is sent only the points that it lacks.
 
     Args:
-        names: what Accelerate calls them.
-        project: what their runs are grouped by.
+        names: Accelerate's names of the trackers.
+        project: project that the runs are grouped by.
         folder: of the run, for those that write files.
-        run_id: the same for a run that was resumed.
-        config: of the run, as others may see it.
-        history: (step, values) of all that is known so far.
-        tell: is told what a user should know.
+        run_id: id of the run; a resumed run keeps it.
+        config: the run's configuration without private values (`shareable`).
+        history: (step, values) logged so far.
+        tell: receives messages for the user.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class Trackers:
             self.log(step, values)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Sends values; a list of rows is a table, which W&B alone takes."""
+        """Sends values; lists of rows become tables, which only W&B takes."""
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
         for name, tracker in list(self.started.items()):
             with self._or_without(name):
@@ -110,7 +109,7 @@ class Trackers:
                     tracker.log({"step": step} | {k: _table(v) if isinstance(v, list) else v for k, v in new.items()})
 
     def finish(self) -> None:
-        """Closes them; W&B waits for what is not uploaded yet, but not forever."""
+        """Closes the trackers; W&B waits a limited time for its uploads."""
         for name, tracker in list(self.started.items()):
             with self._or_without(name), contextlib.redirect_stdout(io.StringIO()):
                 tracker.finish()
@@ -126,7 +125,7 @@ class Trackers:
 
 
 def _start(name: str, project: str, folder: Path, run_id: str, config: Mapping[str, Any]) -> GeneralTracker:
-    """Any tracker but W&B; what those on this machine have of the run is removed, as it is sent again."""
+    """Starts a tracker other than W&B; local data of the run is removed, as the history is sent again."""
     options: dict[str, Any] = {}
     own = LOGGER_TYPE_TO_CLASS[name]
     if name == "tensorboard":
@@ -154,7 +153,7 @@ def _start(name: str, project: str, folder: Path, run_id: str, config: Mapping[s
 def _start_wandb(
     project: str, folder: Path, run_id: str, config: Mapping[str, Any], tell: Tell
 ) -> tuple[GeneralTracker, Points]:
-    """W&B: online if there is a key and the service answers, else offline; it asks nothing and prints nothing."""
+    """Starts W&B: online if there is a key and the service answers, otherwise offline; without prompts or output."""
     import wandb
 
     quiet = wandb.Settings(silent=True)

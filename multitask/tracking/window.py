@@ -1,4 +1,4 @@
-"""The numbers of a run, named as they are logged."""
+"""Averages between two logged steps, and the names under which numbers are logged."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -31,12 +31,12 @@ class LogWindow:
         grad_norm: float,
         seconds: float,
     ) -> None:
-        """Adds a step: its weighted mean loss, each task's sum of example losses, and what it took.
+        """Adds a step: its weighted mean loss, the sum of example losses by task, and its cost.
 
         Args:
-            padded_tokens: those that the encoder computed over all devices, padding included.
-            grad_norm: before clipping.
-            seconds: of the step.
+            padded_tokens: tokens that the encoder computed on all devices, including padding.
+            grad_norm: gradient norm before clipping.
+            seconds: duration of the step.
         """
         self.loss += loss
         self.steps += 1
@@ -73,7 +73,7 @@ class LogWindow:
 
 
 def evaluation_values(found: Evaluation) -> dict[str, float]:
-    """An evaluation under the names that it is logged with."""
+    """The values of an evaluation by logged name."""
     values = {
         f"eval/{task}/{name}": value for task, metrics in found.results.items() for name, value in metrics.items()
     }

@@ -1,4 +1,4 @@
-"""How many processes there are and on what; what one of them does for all; weights of which each holds a part."""
+"""Processes and devices: starting Accelerate, work of the main process, sharded tensors, deterministic kernels."""
 
 import ctypes
 import os
@@ -22,10 +22,10 @@ from ..errors import UserError
 
 
 def from_main_process(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
-    """What `work()` gives on the main process, on all; it may look and write where one process must do so for all.
+    """Calls `work()` on the main process and returns its result on all processes.
 
     Raises:
-        UserError: on all processes, if it was raised on the main one.
+        UserError: on all processes, if `work` raised it.
     """
     found: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -40,10 +40,10 @@ def from_main_process(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
 
 
 def start_accelerator() -> Accelerator:
-    """Accelerate on what the launch configuration asks for; without one, on what there is.
+    """Starts Accelerate as the launch configuration says; without one, on an accelerator if available.
 
     Raises:
-        UserError: if it asks for an accelerator that is not there.
+        UserError: if the requested accelerator is not available.
     """
     wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     there = torch.accelerator.is_available() or is_torch_xla_available()
@@ -77,7 +77,7 @@ def start_accelerator() -> Accelerator:
 
 
 def default_device() -> torch.device:
-    """Where one process computes that nothing was said to: on the accelerator, if there is one and it may be used."""
+    """The accelerator, if there is one and `ACCELERATE_USE_CPU` does not forbid it; otherwise the CPU."""
     found = None if parse_flag_from_env("ACCELERATE_USE_CPU") else torch.accelerator.current_accelerator(True)
     return found or torch.device("cpu")
 
@@ -95,12 +95,11 @@ def use_deterministic_kernels() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep the memory that tensors free, for those of the next step.
+    """Makes the C library keep freed memory for the tensors of the next step.
 
-    By itself glibc gives large blocks back to the kernel, which hands every page out anew and zeroed: thousands of
-    page faults a step, about 5 % of the time of a step of MiniLM; kept, they make its peak 3 % higher. (PyTorch's
-    performance tuning guide has other allocators for the same reason, which must be installed.) Other C libraries are
-    left as they are.
+    By default glibc returns large blocks to the kernel, which zeroes each page again: thousands of page faults a step,
+    about 5 % of the time of a step of MiniLM. Keeping them raises peak memory by 3 %. (PyTorch's performance tuning
+    guide recommends other allocators for the same reason.) Other C libraries are not changed.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
     if platform.libc_ver()[0] == "glibc":
@@ -110,10 +109,10 @@ def keep_freed_memory() -> None:
 
 
 def check_share(batch_size: int, num_processes: int) -> None:
-    """Whether each process gets an example of a step.
+    """Checks that each process gets at least one example of a step.
 
     Raises:
-        UserError: if there are too few.
+        UserError: if there are fewer examples than processes.
     """
     if batch_size < num_processes:
         raise UserError(
@@ -123,13 +122,13 @@ def check_share(batch_size: int, num_processes: int) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; where it is shared out, every process must ask for it at the same time."""
+    """The full tensor; for a sharded tensor a collective call of all processes."""
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 @torch.no_grad()
 def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, cut up as a parameter of its shape is; otherwise all, on its device."""
+    """This process's shard of a full tensor, if `like` is sharded; otherwise the tensor on the device of `like`."""
     tensor = tensor.to(like.device)
     if isinstance(like, DTensor) and tensor.shape == like.shape:
         return distribute_tensor(tensor, like.device_mesh, like.placements)

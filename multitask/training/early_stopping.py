@@ -1,4 +1,4 @@
-"""What the evaluations of a run have shown so far: which step was best, and which tasks no longer improve."""
+"""Best checkpoint and early stopping of tasks, from the evaluations of a run."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -12,12 +12,11 @@ AVERAGE = "average"
 
 
 def score(results: Results, name: str) -> float:
-    """A number that is the greater the better.
+    """The score of an evaluation; higher is better.
 
     Args:
-        results: of an evaluation.
-        name: `average` over all tasks, `TASK` for the mean of its metrics, or `TASK/METRIC`. Errors count as less than
-            nothing: -mse.
+        results: metrics by task.
+        name: `average` over all tasks, `TASK` for the mean of its metrics, or `TASK/METRIC`. Errors are negated: -mse.
     """
     task, _, metric = name.partition("/")
     chosen = results if name == AVERAGE else {task: results[task]}
@@ -35,14 +34,15 @@ def score(results: Results, name: str) -> float:
 
 @dataclass
 class EarlyStopping:
-    """What a checkpoint keeps of a run's evaluations, so that a run that goes on decides as one that never stopped.
+    """State of the best checkpoint and of early stopping; saved, so that a resumed run decides as an uninterrupted
+    one.
 
     Args:
-        metric: by which the best checkpoint is chosen; a name as `score` takes it.
-        patience: of the tasks that may be stopped, after how many evaluations in a row without a better mean metric.
+        metric: name of the score that chooses the best checkpoint; see `score`.
+        patience: evaluations without improvement after which a task is stopped, by task.
         best: the step of the best checkpoint so far and, under the name of `metric`, its score.
-        waits: of each task with patience, its best score so far and how many evaluations in a row were not better.
-        stopped: after how many steps each task was stopped, in the order in which they were.
+        waits: best score and number of evaluations since, for each task with a patience.
+        stopped: step after which each stopped task was stopped, in order.
     """
 
     metric: str = AVERAGE
@@ -52,7 +52,7 @@ class EarlyStopping:
     stopped: dict[str, int] = field(default_factory=dict)
 
     def add(self, step: int, results: Results) -> list[str]:
-        """Takes in the evaluation after a step; gives the tasks that are stopped by it."""
+        """Adds the evaluation after a step and returns the tasks that it stops."""
         newly = []
         for task, patience in self.patience.items():
             if task not in self.stopped:
@@ -67,33 +67,33 @@ class EarlyStopping:
         return newly
 
     def is_best(self, results: Results | None) -> bool:
-        """Whether an evaluation is better than that of the best checkpoint."""
+        """Whether an evaluation is better than the best checkpoint."""
         return bool(results) and score(results or {}, self.metric) > self.best.get(self.metric, -math.inf)
 
     def saved(self, step: int, results: Results | None) -> None:
-        """Takes note that there is a checkpoint of a step, and of its evaluation, if it has one."""
+        """Records that a checkpoint of this step was saved, with its evaluation, if any."""
         if results and self.is_best(results):
             self.best = {"step": step, self.metric: score(results, self.metric)}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The state that a checkpoint stores."""
         return {"best": self.best, "waits": self.waits, "stopped": self.stopped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores the state returned by `state_dict`."""
         self.best, self.waits, self.stopped = dict(state["best"]), dict(state["waits"]), dict(state["stopped"])
 
 
 def check_stopping(
     metric: str, patience: Collection[str], load_best: bool, measured: Mapping[str, Collection[str]]
 ) -> None:
-    """Refuses what no evaluation of this run can tell.
+    """Checks that the evaluations of a run can decide what the configuration asks for.
 
     Args:
-        metric: by which the best checkpoint is to be chosen.
-        patience: the tasks that have a patience.
-        load_best: whether the best checkpoint is to be exported.
-        measured: the metrics of each task that has validation rows.
+        metric: `training.metric_for_best_model`.
+        patience: tasks with a patience.
+        load_best: `training.load_best_model_at_end`.
+        measured: metrics of each task with validation rows.
 
     Raises:
         UserError: naming the key.

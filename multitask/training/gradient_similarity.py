@@ -1,6 +1,6 @@
-"""Whether tasks help each other: the cosine between their gradients on the parameters that they share.
+"""Cosine similarity of the tasks' gradients on the parameters that they share.
 
-Positive where a step for one task is one for the other as well, negative where they pull apart (Yu et al. 2020,
+Positive if a step for one task also helps the other, negative if the gradients conflict (Yu et al. 2020,
 arXiv:2001.06782; Du et al. 2018, arXiv:1812.02224).
 """
 
@@ -25,19 +25,17 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGA
 
 
 class GradientSimilarity:
-    """Takes the place of a step's backward passes and keeps the tasks' gradients apart until the step ends.
+    """Replaces the backward passes of a step and keeps the gradients of the tasks apart until the step ends.
 
-    In such a step the encoder computes each task's sub-batch by itself, so that a backward pass for each task costs
-    about what one for all does. The update is that of any other step but for the order in which float32 numbers are
-    added, and for what dropout draws.
+    In such a step the encoder computes the tasks separately, so that one backward pass per task costs about as much as
+    one for all. The update equals that of any other step up to the order of float32 sums and the dropout masks.
 
-    On such a step the device holds, besides the gradients, a copy of those of the shared parameters for each task:
-    4 bytes * shared parameters * (tasks + 1).
+    Memory of such a step on each device, besides the gradients: 4 bytes * shared parameters * (tasks + 1).
 
     Args:
-        model: what is trained.
-        accelerator: whose processes share the step.
-        every: steps between two measurements; 0 for none, None for ten over the run, unless there are many tasks.
+        model: the model, not wrapped by Accelerate.
+        accelerator: reduces over the processes.
+        every: steps between two measurements; 0 disables them; None measures ten times, or never with many tasks.
         max_steps: of the run.
     """
 
@@ -68,15 +66,14 @@ class GradientSimilarity:
         self.own_rows: list[Tensor] = []
 
     def is_due(self, step: int) -> bool:
-        """Whether a step is one that is measured: step `every`, twice `every`…, so a resumed run measures the same."""
+        """Whether a step is measured: multiples of `every`, so that a resumed run measures the same steps."""
         return self.is_possible and self.every > 0 and step % self.every == 0
 
     def backward(self, terms: Sequence[Tensor]) -> None:
-        """The backward pass of a pass of this process; gradients are not exchanged yet.
+        """The backward pass of one pass on this process, without exchanging gradients.
 
         Args:
-            terms: what each task adds to the loss, in the tasks' order; no two depend on the same activations, but for
-                the words' embeddings.
+            terms: loss terms in the order of the tasks; they do not share activations.
         """
         scaler = self.accelerator.scaler  # with float16
         if self.rows is None:
@@ -91,13 +88,13 @@ class GradientSimilarity:
                     place += gradient.flatten()
 
     def finish(self, examples: Mapping[str, int]) -> dict[str, float]:
-        """Leaves in each parameter's `grad` what the step's ordinary backward passes would have left there.
+        """Sets each parameter's `grad` to what ordinary backward passes of the step would have left there.
 
         Args:
-            examples: of each task in the step, over all processes.
+            examples: number of examples in the step by task, over all processes.
 
         Returns:
-            The cosines, by the names that they are logged with; of tasks with examples in the step.
+            The cosines between tasks with examples in the step, by logged name.
         """
         assert self.rows is not None
         for row in self.rows:
@@ -117,15 +114,15 @@ def _set_gradients(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
 
 
 def cosines(products: Mapping[str, Tensor], examples: Mapping[str, int]) -> dict[str, float]:
-    """Cosines out of the inner products of the tasks' gradients, overall and in each part that has a name.
+    """Cosines from the inner products of the tasks' gradients, overall and for each named part.
 
     Args:
-        products: of each part of the encoder, shape (tasks, tasks).
-        examples: of each task; those without have no cosine.
+        products: inner products by part of the encoder, shape (tasks, tasks).
+        examples: number of examples by task; tasks without examples are left out.
 
     Returns:
-        `agreement/TASK_A/TASK_B` and `agreement/PART/TASK_A/TASK_B`, A before B; none where a gradient is zero or not
-        finite.
+        `agreement/TASK_A/TASK_B` and `agreement/PART/TASK_A/TASK_B`, A before B; pairs with a zero or non-finite
+        gradient are left out.
     """
     values = {}
     overall = torch.stack(list(products.values())).sum(dim=0)
@@ -140,9 +137,9 @@ def cosines(products: Mapping[str, Tensor], examples: Mapping[str, int]) -> dict
 
 
 def part_of(name: str) -> str:
-    """The part of the encoder that a parameter belongs to: `embeddings`, `layer_N` from 0, or none with a name.
+    """The part of the encoder that a parameter belongs to: `embeddings`, `layer_N` (from 0) or `other`.
 
-    ALBERT's layers share their parameters in groups, which are counted here in their place.
+    For ALBERT, whose layers share parameters in groups, N is the number of the group.
     """
     if layer := re.search(r"(?:^|\.)(?:layers?|albert_layer_groups)\.(\d+)\.", name):
         return f"layer_{layer[1]}"

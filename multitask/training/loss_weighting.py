@@ -1,4 +1,4 @@
-"""How much each task's loss counts in a step: as configured, by the number of classes, learned, or levelled.
+"""Weights of the task losses: as configured, by number of classes, learned (uncertainty) or adaptive (FAMO).
 
 The loss of a step is the sum over its examples of weight * factor * example loss, divided by the batch size; the
 weight is the configuration's, the factor is what the methods here choose. Whatever they choose it from is summed over
@@ -19,14 +19,14 @@ from .distributed import whole
 
 
 class LossWeighting:
-    """Factors that stay as they are (`static` with ones, `size_of_label_space`); what the other methods begin from.
+    """Constant factors (`size_of_label_space`); the base class of the other methods.
 
     A step calls `begin`, `terms` in each pass, and `end`.
 
     Args:
-        weights: of each task, from the configuration.
-        batch_size: examples in a step, over all tasks and processes.
-        factors: of each task; ones without them.
+        weights: configured weight by task.
+        batch_size: examples per step, over all tasks and processes.
+        factors: constant factor by task; 1 by default.
     """
 
     def __init__(self, weights: Mapping[str, float], batch_size: int, factors: Mapping[str, float] | None = None):
@@ -40,17 +40,17 @@ class LossWeighting:
 
         Args:
             examples: of each task in the step, over all processes.
-            num_passes: on every process.
-            pass_losses: number of a pass -> each task's sum of example losses in that pass of this process, by the
-                weights of the moment and with the dropout of that pass.
+            num_passes: number of passes, the same on every process.
+            pass_losses: maps the number of a pass to the sum of example losses by task on this process, computed with
+                the current weights and the dropout of that pass.
         """
 
     def terms(self, sums: Mapping[str, Tensor], rows: Mapping[str, int]) -> list[Tensor]:
-        """What each task adds to the loss in a pass of this process; the passes of all processes sum to the loss.
+        """The loss terms of the tasks in one pass on this process; over all passes and processes they sum to the loss.
 
         Args:
-            sums: of each task's example losses in the pass, scalars with gradients.
-            rows: how many examples of each task the pass has.
+            sums: sum of example losses in the pass by task, scalars with gradients.
+            rows: number of examples in the pass by task.
 
         Returns:
             A scalar for each task.
@@ -62,11 +62,11 @@ class LossWeighting:
         """After the update."""
 
     def values(self) -> dict[str, float]:
-        """What the loss of each example of a task counts, for the log; nothing if it is what was configured."""
+        """The current weights for the log; empty if they are the configured ones."""
         return {f"train/{task}/loss_weight": self.weights[task] * factor for task, factor in self.factors.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the model's parameters; JSON writes and reads it without loss."""
+        """State besides the model's parameters, as JSON values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ class LossWeighting:
 
 
 class Static(LossWeighting):
-    """The configured weights alone."""
+    """The configured weights, without factors."""
 
     def values(self) -> dict[str, float]:
         return {}

@@ -18,13 +18,13 @@ def build_optimizer(
     weight_decay: float,
     own_rates: Sequence[tuple[Sequence[nn.Parameter], float]] = (),
 ) -> torch.optim.AdamW:
-    """AdamW on the trainable parameters, fused where torch has it; biases and norms are not decayed.
+    """Builds AdamW for the trainable parameters (fused if available), without weight decay on biases and norms.
 
     Args:
-        model: whose parameters they are.
-        learning_rate: the peak of the schedule.
-        weight_decay: of weight matrices.
-        own_rates: parameters that have a peak of their own, and that peak.
+        model: the model to optimize.
+        learning_rate: peak learning rate.
+        weight_decay: weight decay of weight matrices.
+        own_rates: parameters with a peak learning rate of their own, and that rate.
 
     Returns:
         The optimizer; `scale` of each of its groups is the factor between the schedule and the group's learning rate.
@@ -48,7 +48,7 @@ def build_optimizer(
 
 
 def check_losses(step: int, losses: Mapping[str, float], learning_rate: float) -> None:
-    """Stops before a loss that is no number gets into the weights.
+    """Stops before a non-finite loss reaches the weights.
 
     Raises:
         FloatingPointError: naming the step and the task.
@@ -62,13 +62,13 @@ def check_losses(step: int, losses: Mapping[str, float], learning_rate: float) -
 
 
 def forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Leaves parameters without a gradient: an optimizer passes over them, and would decay them at one of zeros."""
+    """Sets gradients to None, so that the optimizer skips the parameters; with zeros it would apply weight decay."""
     for parameter in parameters:
         parameter.grad = None
 
 
 def lr_schedule(kind: str, peak: float, warmup_ratio: float, max_steps: int) -> Callable[[int], float]:
-    """The learning rate as a function of the steps done; it has no state and is stepped by nobody.
+    """The learning rate as a stateless function of the number of steps done.
 
     The formulas are those of `transformers`: from 0 to `peak` in a straight line, reached after
     `round(warmup_ratio * max_steps)` steps; then `linear` or `cosine` to exactly 0 after `max_steps`, or `constant`.

@@ -1,4 +1,4 @@
-"""Ending at a signal: the step is finished and saved first."""
+"""Signals: the current step is finished and saved before the process ends."""
 
 import ctypes
 import os
@@ -20,13 +20,13 @@ CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(Exception):
-    """Raised inside of what may be given up half-way, such as an evaluation."""
+    """Raised to abandon work that can be repeated, such as an evaluation."""
 
 
 def follow_launcher() -> None:
-    """Has the kernel send SIGTERM to this process when Accelerate's launcher ends before it (Linux).
+    """On Linux, asks the kernel for SIGTERM when Accelerate's launcher ends before this process.
 
-    The launcher of one process passes no signal on: told to end, it would leave the training behind as an orphan.
+    The launcher of a single process does not forward signals: when it is stopped, the training would be orphaned.
     """
     if sys.platform != "linux" or not is_launcher(psutil.Process().parent()):
         return
@@ -46,9 +46,9 @@ def is_launcher(process: psutil.Process | None) -> bool:
 
 @contextmanager
 def caught_signals() -> Iterator[Callable[[], int]]:
-    """Within, SIGTERM, SIGINT and SIGHUP are noted: the function tells the number of the first, 0 if there was none.
+    """Catches SIGTERM, SIGINT and SIGHUP; yields a function that returns the number of the first signal, or 0.
 
-    A second signal ends the process at once, with 128 + its number as shells have it.
+    A second signal ends the process at once with the status 128 + its number, as in a shell.
     """
     follow_launcher()
     first: list[tuple[int, float]] = []

@@ -1,4 +1,4 @@
-"""All that a checkpoint keeps of a run: `TrainState` while it trains, `SavedState` as it stands in `state.json`.
+"""The state of a run: `TrainState` during training, `SavedState` as stored in `state.json`.
 
 Weights and the optimizer's moments are tensors and have files of their own (`checkpoints/format.py`); everything else
 is here, and nothing else reads or writes `state.json`.
@@ -53,7 +53,7 @@ class SavedState:
         balancing: the state of the loss weighting.
         window: sums since the last logged step.
         scaler: the state of fp16's gradient scaler; None in other precisions.
-        seconds: that the run has taken, over all processes that went on with it.
+        seconds: duration of the run so far, over all resumptions.
         max_steps: as planned; 0 if it is not known.
         versions: of the packages that matter.
         format_version: of this file.
@@ -78,7 +78,7 @@ class SavedState:
     format_version: int = FORMAT_VERSION
 
     def trained_run(self, best_by: str | None = None) -> TrainedRun:
-        """What model cards say of the run; `best_by` is the metric by which this is the best checkpoint."""
+        """Facts about the run for model cards; `best_by` is the metric by which this checkpoint was chosen."""
         results = self.results or {}
         return TrainedRun(self.step, self.command, self.versions, self.rows, results, self.stopped, best_by)
 
@@ -148,15 +148,15 @@ class TrainState:
     started: float = field(default_factory=time.monotonic)
 
     def elapsed(self) -> float:
-        """Seconds that the run has taken so far, without the time between a stop and its resumption."""
+        """Duration of the run in seconds, without the time between a stop and its resumption."""
         return self.seconds + time.monotonic() - self.started
 
     def advance(self, step: int) -> None:
-        """After the update of a step, which has not been evaluated yet."""
+        """Records the update of a step; its evaluation is still missing."""
         self.step, self.results = step, None
 
     def saved(self) -> SavedState:
-        """A copy of everything but the tensors."""
+        """A copy of the state, without tensors."""
         return SavedState(
             step=self.step,
             run_id=self.run_id,
@@ -175,7 +175,7 @@ class TrainState:
         )
 
     def load(self, saved: SavedState) -> None:
-        """Goes back to where `saved` was called."""
+        """Restores a saved state."""
         self.step, self.results, self.run_id = saved.step, saved.results, saved.run_id or self.run_id
         self.seconds, self.planned_steps = saved.seconds, saved.max_steps
         self.stopping.load_state_dict({"best": saved.best, "waits": saved.waits, "stopped": saved.stopped})

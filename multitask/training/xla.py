@@ -1,4 +1,4 @@
-"""What XLA needs: static shapes and the ends of graphs."""
+"""XLA (TPUs): static shapes, and where graphs end."""
 
 import torch
 from accelerate import Accelerator
@@ -8,12 +8,12 @@ from ..errors import UserError
 
 
 def uses_static_shapes(setting: bool | None, accelerator: Accelerator) -> bool:
-    """Whether to use them: as it is set; where it is not, on XLA, and with FSDP.
+    """Whether to use static shapes: as configured, by default on XLA, and always with FSDP.
 
-    There, processes fetch a layer's weights from each other, and so must compute the same layers in the same order.
+    With FSDP, processes exchange the weights of a layer, so all must compute the same layers in the same order.
 
     Raises:
-        UserError: if they are switched off where they are needed.
+        UserError: if they are switched off with FSDP.
     """
     if setting is False and accelerator.is_fsdp2:
         raise UserError("training.static_shapes: false is not possible with FSDP; leave it out")
@@ -21,7 +21,7 @@ def uses_static_shapes(setting: bool | None, accelerator: Accelerator) -> bool:
 
 
 def begin_pass(seed: int) -> None:
-    """Seeds what is random in a pass; on XLA also sends off what came before as a graph of its own."""
+    """Seeds the random numbers of a pass; on XLA also ends the graph before it."""
     end_graph()
     torch.manual_seed(seed)
     if is_torch_xla_available():
@@ -31,10 +31,10 @@ def begin_pass(seed: int) -> None:
 
 
 def end_graph() -> None:
-    """On XLA, sends off what has been asked for so far; nothing elsewhere, where all is computed at once.
+    """On XLA, ends the current graph; elsewhere does nothing.
 
-    Numbers may be wrong that are read one by one of what has not been sent off: PyTorch/XLA takes two graphs of the
-    same operations for one, whichever of their arguments they use twice (https://github.com/pytorch/xla/issues/8353).
+    Without it, values read one by one may be wrong: PyTorch/XLA treats two graphs with the same operations as one even
+    if they use different arguments twice (https://github.com/pytorch/xla/issues/8353).
     """
     if is_torch_xla_available():
         import torch_xla
