@@ -10,11 +10,11 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """Where in a row the things are; dots lead into nested rows.
+    """The columns that a task reads; dotted paths lead into nested rows.
 
     Args:
-        inputs: columns of the one or two texts; of the words; of the question and its context.
-        label: column of the label; None where there is none to read, as in prediction.
+        inputs: columns of one or two texts, of the words, or of question and context.
+        label: column of the label; None for rows without labels, as in prediction.
         label_numbers: number of each known label, by its text.
         choices: column of the list of choices, or the columns that hold one choice each.
         choice_labels: column of the list of the choices' names.
@@ -33,17 +33,17 @@ class Layout:
 
 
 def as_rows(columns: dict[str, list]) -> list[dict[str, Any]]:
-    """Columns with one value a row, as one mapping a row."""
+    """Converts columns to one mapping per row."""
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def label_text(value: Any) -> str:
-    """The text by which a label is known: the files of two splits may hold 1, 1.0 and "1" for the same."""
+    """The canonical text of a label, as two splits may store the same one as 1, 1.0 and "1"."""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def value_at(value: Any, path: str) -> Any:
-    """What stands at a dotted path in a row; through a list, the list of what stands there in each item."""
+    """The value at a dotted path of a row; a list on the way gives the list of the values in its items."""
     if not path or value is None:
         return value
     if isinstance(value, list):
@@ -57,12 +57,12 @@ def value_at(value: Any, path: str) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether there is nothing in a field: null, or a NaN, which is how some files write it."""
+    """Whether a value is missing: null or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def text_at(row: dict[str, Any], column: str, at: str) -> str:
-    """The text in a column; a number is taken as its text."""
+    """The text in a column; numbers are converted to text."""
     return _text(value_at(row, column), column, at)
 
 
@@ -70,7 +70,7 @@ def number_of(value: Any, layout: Layout, known: Mapping[str, int], at: str) -> 
     """The number of a class, a word's label or a choice.
 
     Raises:
-        UserError: for a label that is not known, naming those that are.
+        UserError: for an unknown label, naming the known ones.
     """
     if label_text(value) not in known:
         some = ", ".join(list(known)[:20]) + (f", … ({len(known):,} in all)" if len(known) > 20 else "")

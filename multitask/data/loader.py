@@ -1,4 +1,4 @@
-"""The steps of a run, one after the other, in the loop or prepared by worker processes."""
+"""Loads the batches of a run step by step, in the training process or in worker processes."""
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ from .static_shapes import split_statically, static_pass
 
 
 class StepDataset(Dataset[Step]):
-    """The steps of a run as one device sees them; item s is step s, computed from s alone.
+    """The steps of a run on one device; item s is step s, a function of s.
 
     Each task's rows, ordered by length, are dealt out to the R devices in turns (`share_out`). A share that does not
     fit into one pass is split into several, the same number on every device.
 
     Args:
-        mixture: gives each step's rows.
+        mixture: chooses the rows of each step.
         splits: training rows of each task.
         pad_token_id: fills `input_ids`.
         max_tokens_per_pass: limit of tokens in a pass; of padded ones with static shapes.
@@ -74,18 +74,17 @@ class StepDataset(Dataset[Step]):
 
 
 class StepLoader:
-    """The steps of a run with their numbers.
+    """Iterates over the numbered steps of a run.
 
-    What has been prepared when `use` gives it another mixture is thrown away and made anew.
+    Steps that were prepared before `use` changed the mixture are discarded and prepared again.
 
     Args:
-        dataset: gives a step as this device sees it.
-        first: how many steps are done already.
+        dataset: the steps on this device.
+        first: number of steps already done.
         last: the number of the last step.
-        num_workers: processes that prepare them; 0 prepares them in the loop. None takes one where an accelerator
-            computes, and none on the CPU: there, making a batch takes a five-hundredth of the time that the model
-            takes for it, and the process would take more from the model's cores.
-        device: where the model computes.
+        num_workers: worker processes; 0 prepares steps in the training process. None uses one worker with an
+            accelerator and none on a CPU, where a worker would take more time from the model's cores than it saves.
+        device: type of the device of the model.
     """
 
     def __init__(self, dataset: StepDataset, first: int, last: int, num_workers: int | None = 0, device: str = "cpu"):
@@ -98,15 +97,15 @@ class StepLoader:
         }
 
     def use(self, mixture: Mixture, last: int) -> None:
-        """From the next step on, takes rows as a mixture says, up to another last step."""
+        """Changes the mixture and the last step, from the next step on."""
         self.dataset.mixture, self.last = mixture, last
 
     def is_due(self, step: int, every: int | None) -> bool:
-        """Whether something happens after a step that happens every so many steps and after the last one."""
+        """Whether something that happens every `every` steps and after the last one is due after this step."""
         return step == self.last or bool(every and step % every == 0)
 
     def examples(self, step: int) -> dict[str, float]:
-        """Examples of each task in the steps up to this one, for the log."""
+        """Number of examples of each task up to this step, for the log."""
         mixture = self.dataset.mixture
         return {f"train/{task}/examples": mixture.given(task, step) for task in mixture.sizes}
 
@@ -122,11 +121,11 @@ class StepLoader:
 
 
 def as_it_is(step: Step) -> Step:
-    """In place of PyTorch's `default_convert`, which makes tensors of what belongs on the host."""
+    """Replaces PyTorch's `default_convert`, which would turn arrays that stay on the host into tensors."""
     return step
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """For processes that prepare batches: what is sent to all must not end them before the step is done."""
+    """For worker processes: a signal sent to the process group must not end them before the step is done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Where a task's rows are: a dataset on the hub or in a folder that mirrors it, or local files."""
+"""Sources of a task's rows: a hub dataset, a local mirror of the hub, or files."""
 
 import os
 from functools import cache
@@ -21,15 +21,15 @@ datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 
 def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[str, Dataset]:
-    """The rows of a task's `train` and, where there is one, `validation` split, with the columns that it reads.
+    """Loads the `train` and, if present, `validation` rows of a task, with the columns that it reads.
 
     Args:
-        name: the task's, for error messages.
-        config: the task's.
-        data_root: folder that mirrors hub datasets; what is found there is read from there.
+        name: name of the task, for error messages.
+        config: configuration of the task.
+        data_root: local mirror of hub datasets, used if it has the dataset.
 
     Raises:
-        UserError: for a file, dataset, subset, split or column that is not there, naming those that are.
+        UserError: for a missing file, dataset, subset, split or column, naming those that exist.
     """
     key = f"tasks.{name}"
     is_local = config.dataset in FILE_FORMATS
@@ -111,7 +111,7 @@ def _check_columns(key: str, split: str, dataset: Dataset, config: TaskConfig) -
 
 
 def _paths(features: Any) -> list[str]:
-    """Dotted paths of all columns, the inner ones of nested columns included."""
+    """Dotted paths of all columns, including nested ones."""
     paths = []
     for name, feature in features.items():
         inner = feature
@@ -123,10 +123,10 @@ def _paths(features: Any) -> list[str]:
 
 
 def find_in_mirror(name: str, root: str | None, option: str) -> str | None:
-    """The folder of `name` in a folder that mirrors the hub, if it is there.
+    """The folder of `name` in a local mirror of the hub; None if it has none.
 
     Raises:
-        UserError: if `root` is given and no folder; `option` says which setting that was.
+        UserError: if `root` is not a folder; `option` names the setting.
     """
     if root and not Path(root).is_dir():
         raise UserError(f"{option}: there is no folder {root} (seen from {Path.cwd()})")
@@ -136,9 +136,9 @@ def find_in_mirror(name: str, root: str | None, option: str) -> str | None:
 
 @cache
 def go_offline_if_unreachable() -> None:
-    """Asks the hub once; if there is no answer, lets the Hugging Face libraries use what they have in their caches.
+    """Asks the hub once; without an answer, switches the Hugging Face libraries to their caches.
 
-    Otherwise each of their requests for a file is retried for half a minute.
+    Otherwise they would retry each request for half a minute.
     """
     if constants.is_offline_mode():
         return

@@ -1,4 +1,4 @@
-"""One plain Hugging Face folder per task."""
+"""Export of one ordinary Hugging Face model per task."""
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from .pretrained import save_tokenizer
 
 
 def check_export_folder(folder: Path, tasks: Iterable[str]) -> None:
-    """Refuses to replace what is no exported model, and a folder that cannot be made.
+    """Checks that the folder can be created and that nothing but exported models would be replaced.
 
     Raises:
         UserError: naming the folder.
@@ -42,16 +42,16 @@ def export_run(
     folder: Path,
     merge: bool,
 ) -> None:
-    """Exports tasks of a run with their cards.
+    """Exports tasks of a run with their model cards.
 
     Args:
         model: the trained model.
-        tasks: those to export.
+        tasks: tasks to export.
         tokenizer: the encoder's.
-        config: of the run.
-        run: what is known of it.
-        folder: for all tasks.
-        merge: as of `export_tasks`.
+        config: configuration of the run.
+        run: facts about the run for the cards.
+        folder: parent folder of the exports.
+        merge: see `export_tasks`.
     """
     encoder = config.model.encoder
     cards = {task.name: model_card(task, config.tasks[task.name], encoder, run, merge) for task in tasks}
@@ -72,12 +72,12 @@ def export_tasks(
     adapters, `folder/TASK/adapter` holds the task's adapter as PEFT writes it, and the head in `head.safetensors`.
 
     Args:
-        model: the trained model; it is not changed.
+        model: the trained model, which is not changed.
         tokenizer: the encoder's.
-        folder: for all tasks.
-        encoder: what an adapter's file says that it is for.
-        cards: the model card of each task to export; without them all tasks are, and have none.
-        merge: also write the weights, with a task's adapters merged in; needed where there are none.
+        folder: parent folder of the exports.
+        encoder: name of the encoder, written into the adapter's configuration.
+        cards: model card of each task to export; None exports all tasks without cards.
+        merge: also write the full weights, with adapters merged; required without adapters.
     """
     for name in cards or model.tasks:
         task_model = model.tasks[name]

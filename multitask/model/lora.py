@@ -1,7 +1,7 @@
-"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on the shared encoder, made, read and written by PEFT.
+"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on the shared encoder, created, read and written by PEFT.
 
-The encoder is frozen; each adapted linear layer computes W x + alpha / rank * B A x, with A and B of the adapters that
-the sub-batch's task uses.
+The encoder is frozen; each adapted linear layer computes W x + alpha / rank * B A x, with A and B of the
+adapters of the token's task (`routing.py`).
 """
 
 import warnings
@@ -42,14 +42,14 @@ def freeze_or_adapt(
     start: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> None:
-    """Leaves all of the encoder trainable, nothing of it, or LoRA in it.
+    """Makes the encoder trainable, freezes it, or adds LoRA adapters to it.
 
     Args:
         model: with all its tasks; changed in place.
-        freeze: trains the heads alone if there is no LoRA.
-        lora: which adapters to add.
-        start: as of `add_adapters`.
-        seed: as of `add_adapters`.
+        freeze: freezes the encoder; without LoRA only the heads are trained.
+        lora: adapters to add.
+        start: see `add_adapters`.
+        seed: see `add_adapters`.
     """
     if freeze:
         model.encoder.requires_grad_(False)
@@ -67,22 +67,22 @@ def add_adapters(
     start: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> None:
-    """Freezes the encoder and puts LoRA into it; heads and poolers stay trainable.
+    """Freezes the encoder and adds LoRA adapters; heads and poolers stay trainable.
 
-    An adapter's first weights depend on the seed and its name alone; it begins by changing nothing, as B is zero.
+    The initial weights of an adapter depend only on the seed and its name; B is zero, so it changes nothing at first.
 
     Args:
         model: with all its tasks; changed in place.
         rank: rows of A, columns of B.
         alpha: the scaling is alpha / rank.
-        dropout: probability of dropout in front of A.
+        dropout: dropout probability before A.
         target_modules: "all-linear", or endings of the names of linear modules in the encoder.
-        scope: an adapter for each task, one for all, or both, whose outputs add up.
-        start: folders of PEFT adapters that tasks' own adapters start from.
-        seed: of the adapters' weights.
+        scope: one adapter per task, one for all tasks, or the sum of both.
+        start: folders of PEFT adapters with initial weights, by task.
+        seed: seed of the initial weights.
 
     Raises:
-        UserError: for target modules that the encoder lacks, or a starting adapter that does not fit.
+        UserError: for unknown target modules, or an adapter in `start` that does not fit.
     """
     encoder = model.encoder
     targets = _target_names(encoder, target_modules)
@@ -128,7 +128,7 @@ def _target_names(encoder: PreTrainedModel, target_modules: str | Sequence[str])
 def _load_adapter(
     model: PreTrainedModel, name_in_task_model: str, task: str, folder: str, rank: int, alpha: float
 ) -> None:
-    """Starts a task's adapter from a folder that PEFT wrote, around an encoder alone or one with a head on it."""
+    """Loads a task's adapter from a PEFT folder, saved from an encoder or from a model with a head."""
     key, path, encoder = f"tasks.{task}.adapter", Path(folder), str(model.name_or_path)
     if not path.is_dir():
         raise UserError(f"{key}: there is no folder {folder} (seen from {Path.cwd()})")
@@ -188,16 +188,16 @@ def _load_adapter(
 
 
 def save_adapter(model: MultitaskModel, adapters: Sequence[str], encoder: str, folder: Path) -> None:
-    """Writes what a task uses as one adapter in PEFT's format, for `PeftModel.from_pretrained(AutoModel…, folder)`.
+    """Writes the adapters of a task as one PEFT adapter, for `PeftModel.from_pretrained(AutoModel…, folder)`.
 
-    Several adapters become one of their ranks' sum: [B1 B2] [A1; A2] = B1 A1 + B2 A2, and the alphas add up as well,
-    which leaves alpha / rank as it is.
+    Two adapters become one with the sum of their ranks: [B1 B2] [A1; A2] = B1 A1 + B2 A2. The alphas are added too, so
+    alpha / rank stays the same.
 
     Args:
-        model: with the adapters in it.
-        adapters: names of those that the task uses.
-        encoder: what the file says that the adapter is for.
-        folder: to write to.
+        model: the model with its adapters.
+        adapters: names of the task's adapters.
+        encoder: name of the encoder, written into the configuration.
+        folder: target folder.
     """
     layers = _lora_layers(model.encoder)
     tensors = {}
@@ -218,11 +218,11 @@ def save_adapter(model: MultitaskModel, adapters: Sequence[str], encoder: str, f
 
 
 def merged_weights(model: MultitaskModel, task: str) -> dict[str, Tensor]:
-    """The weights of a plain model that computes what the task's model does with its adapters.
+    """The state dict of an ordinary model for a task, with its adapters merged.
 
     Args:
-        model: whose weights stay as they are.
-        task: with or without adapters.
+        model: the trained model, which is not changed.
+        task: name of a task, with or without adapters.
     """
     task_model: Any = model.tasks[task]
     encoder = {

@@ -1,4 +1,4 @@
-"""The page that goes with an exported model: what it was trained on, how good it is, how to use it."""
+"""Model cards: what an exported model was trained on, how good it is, how to use it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +12,16 @@ from ..tasks.metrics import Results
 
 
 class TrainedRun(NamedTuple):
-    """What a card says of the run that a model comes from.
+    """Facts about a run for its model cards.
 
     Args:
         step: steps done.
         command: the command line.
-        versions: of the packages that matter.
+        versions: package versions.
         rows: rows of the dataset by task and split.
-        results: of the evaluation after this step; empty without one.
-        stopped: after how many steps tasks were stopped early.
-        best_by: the metric by which it is the best checkpoint, if it was chosen as that.
+        results: evaluation after this step; empty if there was none.
+        stopped: step after which each stopped task was stopped.
+        best_by: metric by which this checkpoint was chosen as the best, if it was.
     """
 
     step: int
@@ -34,14 +34,14 @@ class TrainedRun(NamedTuple):
 
 
 def model_card(task: Task, config: TaskConfig, encoder: str, run: TrainedRun, merged: bool = True) -> str:
-    """A README.md in the form of the hub: metadata that its pages read, then words for people.
+    """The text of README.md, with the metadata of the Hugging Face hub.
 
     Args:
-        task: the exported one.
-        config: its configuration.
-        encoder: as configured.
-        run: that it comes from.
-        merged: whether the weights are there as a whole; otherwise an adapter and a head are.
+        task: the exported task.
+        config: configuration of the task.
+        encoder: `model.encoder`.
+        run: facts about the run.
+        merged: whether full weights were exported; otherwise an adapter and a head.
     """
     results = run.results.get(task.name, {})
     on_hub = config.dataset not in FILE_FORMATS and not Path(config.dataset).exists()

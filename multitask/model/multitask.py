@@ -1,4 +1,4 @@
-"""One encoder that all tasks share, one head per task, made of the classes that `transformers` ships."""
+"""The model: one shared encoder and one head per task, made of classes of `transformers`."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,7 +30,7 @@ class MultitaskModel(nn.Module):
     """Task models around one encoder: `model(packed) -> {task: logits}`.
 
     Each task model is an ordinary `transformers` model (`model.tasks[NAME]`) with a stub in place of its encoder. A
-    pooler stays with its task: it is where a head begins, and some classes of a family have one where others do not.
+    pooler belongs to its task's head, as some classes of a family have one and others do not.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class MultitaskModel(nn.Module):
         self.computed_tokens = 0  # by the encoder so far, padding included
 
     def add_task(self, name: str, model: PreTrainedModel) -> None:
-        """Takes a task model in; its own encoder gives way to the shared one, which is the first task's.
+        """Adds a task model. Its encoder is replaced by the shared one, which is that of the first task.
 
         Raises:
             UserError: if the family builds its head on another encoder than the tasks before.
@@ -71,10 +71,10 @@ class MultitaskModel(nn.Module):
         self.tasks[name] = model
 
     def find_call(self, several_sequences: Mapping[str, bool]) -> None:
-        """Finds out how the encoder is called, before anything is trained, so that all steps compute in the same way.
+        """Finds out how the encoder is called, before the training, so that all steps compute in the same way.
 
         Args:
-            several_sequences: whether a task takes rows of several sequences; of one task of each type.
+            several_sequences: one task of each type, and whether its rows have several sequences.
         """
         models: Any = [self.tasks[task] for task in several_sequences]
         self.call = find_call(self.encoder, models, list(several_sequences.values()))
@@ -85,12 +85,12 @@ class MultitaskModel(nn.Module):
             self.only_token = {task: token for task, token in found.items() if token is not None}
 
     def add_log_variances(self) -> None:
-        """Gives each task a number to learn, from 0: the logarithm of how its labels vary around what is predicted."""
+        """Adds a learned log variance per task, initialised to 0 (uncertainty weighting)."""
         for name in self.tasks:
             self.log_variances[name] = nn.ParameterList([nn.Parameter(torch.zeros(1))])
 
     def log_variance(self, task: str) -> nn.Parameter:
-        """That number of a task, shape (1,)."""
+        """The log variance of a task, shape (1,)."""
         (parameter,) = self.log_variances[task].parameters()
         return parameter
 
@@ -102,9 +102,9 @@ class MultitaskModel(nn.Module):
             apart: computes the tasks of a packed batch one by one, so that their gradients can be told apart.
 
         Returns:
-            Logits of each task, shape (rows, outputs), or (rows, tokens, outputs) from heads that say something of
-            each token, where what they say of padding means nothing. Those of no rows still depend on the task's own
-            parameters (on all, if no task has rows), so that every process takes part in the same gradient exchange.
+            Logits by task, shape (rows, outputs), or (rows, tokens, outputs) for token-level heads, whose values at
+            padding are undefined. The logits of a task without rows still depend on its own parameters (on all
+            parameters, if no task has rows), so that every process takes part in the same gradient exchange.
         """
         if isinstance(batch, Packed):
             names = list(batch.spans)
@@ -211,7 +211,7 @@ class MultitaskModel(nn.Module):
 
 
 def logits_of(output: ModelOutput) -> Tensor:
-    """What a task's model says, as one tensor; of question answering the logits of start and end side by side."""
+    """The logits as one tensor; for question answering, start and end logits are stacked in the last dimension."""
     if "start_logits" in output:
         return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
     return output["logits"]
@@ -226,12 +226,12 @@ def _no_rows(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def checkpoint_gradients(model: MultitaskModel) -> None:
-    """Lets the encoder's layers compute their activations again in the backward pass instead of keeping them.
+    """Turns on gradient checkpointing: the encoder's layers recompute their activations in the backward pass.
 
-    The backward pass comes when all tasks have been computed, so each layer is told again which adapters it had.
+    Recomputation uses the adapters of the first computation.
 
     Raises:
-        UserError: if the encoder's family in `transformers` cannot.
+        UserError: if the encoder's family does not support it in `transformers`.
     """
 
     @contextmanager

@@ -83,12 +83,12 @@ class TaskType(ABC):
         """Tokenises a batch of rows.
 
         Args:
-            rows: columns with one value a row.
-            numbers: each row's number in its split, for error messages.
-            where: the task and the split, for error messages.
-            layout: where in a row the things are.
+            rows: columns with one value per row.
+            numbers: row numbers in the split, for error messages.
+            where: task and split, for error messages.
+            layout: the columns to read.
             tokenizer: the encoder's.
-            max_length: in tokens; longer sequences are cut.
+            max_length: maximum tokens; longer sequences are truncated.
 
         Returns:
             `input_ids` and what else the encoder reads: a list of sequences a row; `label`, if it is known; `length`,
@@ -105,25 +105,25 @@ class TaskType(ABC):
 
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each example, shape (examples,); of the examples alone, not of their padding."""
+        """The loss of each example, shape (examples,); padding does not count."""
 
     @abstractmethod
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> Sequence | NDArray:
-        """What the metrics take, one for each example.
+        """Predictions in the form that the metrics take, one per example.
 
         Args:
             logits: shape (rows, outputs) or (rows, tokens, outputs).
-            split: the rows that they belong to.
-            names: of the labels.
+            split: their rows.
+            names: names of the labels.
         """
 
     def references(self, split: Split, names: Sequence[str]) -> Sequence | NDArray:
-        """What is right, in the form of `predictions`."""
+        """The references, in the form of `predictions`."""
         return split.row_labels
 
     @abstractmethod
     def answers(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[dict[str, Any]]:
-        """What a user is told, a mapping for each example; arguments as of `predictions`."""
+        """The answers of `--mode predict` and `Predictor`, a mapping per example; arguments as for `predictions`."""
 
     @abstractmethod
     def metric(self, name: str, num_labels: int) -> Callable[..., float]:
@@ -134,22 +134,22 @@ class TaskType(ABC):
         return LocalMetric(name, self.metric(name, num_labels), self.prediction, self.reference)
 
     def measurable(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Those of `metrics` that can measure such labels."""
+        """The metrics that can measure these labels."""
         return self.metrics
 
     def label_names(self, name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
         """Names of a task's labels; empty for a number.
 
         Raises:
-            UserError: if the column holds nothing to tell apart.
+            UserError: if the column has fewer than two labels.
         """
         return column_labels(name, config, train)
 
     def check_config(self, key: str, config: TaskConfig) -> None:
-        """Refuses a configuration that this type cannot read.
+        """Checks that a task's configuration fits this type.
 
         Args:
-            key: of the task, for the error message.
+            key: key of the task, for the error message.
             config: of the task.
 
         Raises:
@@ -169,10 +169,10 @@ class TaskType(ABC):
         return math.log(max(2, len(labels)))
 
     def read_input(self, value: Any, field: str, task: str) -> Any:
-        """An input of a row to predict.
+        """Checks an input of a row to predict and returns it.
 
         Raises:
-            UserError: if it is none; the words that follow "row N".
+            UserError: if it is not an input; the message continues "row N".
         """
         if isinstance(value, (list, dict, bytes)):
             raise UserError(f"holds a {type(value).__name__} in field '{field}', not a text for task {task}")
@@ -180,22 +180,22 @@ class TaskType(ABC):
 
     @abstractmethod
     def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
-        """What is shown of predictions: a picture (see `error_analysis.describe`), and every row judged."""
+        """A summary of the predictions (see `error_analysis.describe`) and a judgement of each row, for the report."""
 
     def first_rows(self, split: Split) -> NDArray:
         """The first row of the split that belongs to each example."""
         return np.arange(len(split))
 
     def shown_inputs(self, parts: list[str]) -> list[str]:
-        """Those of a sequence's parts that are a row's inputs."""
+        """The parts of a sequence that are inputs of the row."""
         return parts
 
     def shown_label(self, label: str, number: int, texts: Any) -> str:
-        """A label as people read it.
+        """A label, formatted for reading.
 
         Args:
-            label: as `look` gives it.
-            number: of the example.
+            label: label as returned by `look`.
+            number: number of the example.
             texts: an `error_analysis.RowTexts`.
         """
         return label
@@ -205,11 +205,11 @@ class TaskType(ABC):
         """Python code that uses an exported model, for its card."""
 
     def outputs(self, labels: Sequence[str]) -> str:
-        """What the plan says of the head's outputs."""
+        """The head's outputs, for the plan of the run."""
         return f"{len(labels)}"
 
     def source(self) -> str:
-        """The code that turns rows into columns; what is cached of them is made anew when it changes."""
+        """The source code of the encoding; cached rows are encoded again when it changes."""
         modules = {cls.__module__ for cls in type(self).__mro__} - {"abc", "builtins"}
         modules |= {columns.__name__, split.__name__}
         return "".join(inspect.getsource(sys.modules[module]) for module in sorted(modules))
@@ -219,7 +219,7 @@ TASK_TYPES: dict[str, TaskType] = {}
 
 
 def register(task_type: TaskType) -> TaskType:
-    """Makes a type known under its name."""
+    """Registers a type under its name."""
     TASK_TYPES[task_type.name] = task_type
     TASK_RULES[task_type.name] = task_type.check_config
     return task_type
@@ -264,13 +264,13 @@ def by_name(probabilities: NDArray, names: Sequence[str]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Task:
-    """A task as a model sees it.
+    """A task as the model needs it.
 
     Args:
         name: its name in the configuration.
         type: its head, loss and metrics.
         labels: names of the classes or labels; of the choices' positions; "start" and "end"; empty for regression.
-        mean: mean of its training labels, where a regression begins.
+        mean: mean training label, the initial bias of a regression head.
     """
 
     name: str

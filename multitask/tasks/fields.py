@@ -1,4 +1,4 @@
-"""What a task reads of a row that may have been made for another one."""
+"""The fields of a row to predict, which may have been written for another task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from .base import TASK_TYPES
 
 
 def shared_layout(config: TaskConfig, num_labels: int) -> Layout:
-    """Where things are in what `fields_of` returns; equal for tasks that read the same of a row."""
+    """The layout of what `fields_of` returns; equal for tasks that read the same fields."""
     inputs = tuple(names[0] for names in TASK_TYPES[config.type].input_names)[: len(config.inputs)]
     if not TASK_TYPES[config.type].reads_choices:
         return Layout(inputs)
@@ -18,10 +18,10 @@ def shared_layout(config: TaskConfig, num_labels: int) -> Layout:
 
 
 def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels: int) -> dict[str, Any]:
-    """What a task reads of a row, under names that are the same for all tasks.
+    """The fields of a row that a task reads, under names common to all tasks.
 
     Raises:
-        UserError: for a field that is missing or holds something else; the words that follow "row N".
+        UserError: for a missing or wrong field; the message continues "row N".
     """
     if not isinstance(row, Mapping):
         raise UserError(f"is {row!r}, not a mapping of fields")

@@ -1,4 +1,4 @@
-"""What labels a task's data holds, and which metrics can measure them."""
+"""The labels in a task's data."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,11 +19,11 @@ def column_labels(
         name: the task's, for error messages.
         config: of the task.
         train: its training rows.
-        in_lists: whether a row has a list of them.
-        least: how many there must be.
+        in_lists: whether each row has a list of labels.
+        least: minimum number of labels.
 
     Raises:
-        UserError: if there is nothing to tell apart.
+        UserError: if there are fewer.
     """
     feature = leaf_type(train.features, config.label)
     if isinstance(feature, ClassLabel):
@@ -43,7 +43,7 @@ def column_labels(
 
 
 def leaf_type(features: Any, path: str) -> Any:
-    """The type of what stands at a dotted path of a row, or in the lists there."""
+    """The type at a dotted path of a row, inside lists."""
     while hasattr(features, "feature"):
         features = features.feature
     if not path:
@@ -53,7 +53,7 @@ def leaf_type(features: Any, path: str) -> Any:
 
 
 def are_hidden(label: str, validation: Dataset, train: Dataset) -> bool:
-    """Whether no row has a label, as in the test splits on the hub: all empty, or all -1 where train has no -1."""
+    """Whether a split hides its labels, as test splits on the hub do: all missing, or all -1 while train has no -1."""
     values = list(_column(validation, label))
     texts = (value.get("text") if isinstance(value, dict) else value for value in values)
     return all(text in (None, "", -1, []) for text in texts) and not (-1 in values and -1 in _column(train, label))

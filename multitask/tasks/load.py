@@ -1,4 +1,4 @@
-"""A task ready to train: its rows tokenised once, cached by `datasets`, its labels known."""
+"""Loading a task: rows, labels and metrics; tokenised rows are cached by `datasets`."""
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -27,10 +27,10 @@ class TaskData(Task):
     """A task with its rows.
 
     Args:
-        metrics: names of the metrics to report.
-        weight: factor on the loss of each example.
+        metrics: metrics to report.
+        weight: factor on the example losses.
         train: rows to train on.
-        validation: rows to evaluate on, if there are any.
+        validation: rows to evaluate on, if any.
     """
 
     metrics: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class TaskData(Task):
     validation: Split | None
 
     def num_rows(self) -> dict[str, int]:
-        """Rows of the dataset in each split."""
+        """Number of dataset rows by split."""
         return {
             "train": self.train.num_examples,
             "validation": self.validation.num_examples if self.validation else 0,
@@ -56,13 +56,12 @@ def load_task(
     num_proc: int | None = None,
     tokenizer_hash: str | None = None,
 ) -> TaskData:
-    """Loads, checks and tokenises a task; from the second time on, out of the cache of `datasets`.
+    """Loads, checks and tokenises a task; tokenised rows are read from the cache of `datasets` if possible.
 
-    `tokenizer_hash` is that of all the tokenizer is made of, which takes a quarter of a second where it knows 30,000
-    words; None computes it.
+    `tokenizer_hash` is the hash of the tokenizer; None computes it, which takes a quarter of a second.
 
     Raises:
-        UserError: for whatever the dataset does not hold or holds wrong, naming the split, the column or the row.
+        UserError: for missing or invalid data, naming the split, the column or the row.
     """
     task_type = TASK_TYPES[config.type]
     splits = load_splits(name, config, data_root)
@@ -119,10 +118,10 @@ def load_tasks(
     num_proc: int | None,
     accelerator: Accelerator,
 ) -> list[TaskData]:
-    """Loads all tasks; what the first process of a machine has tokenised, the others read from its cache.
+    """Loads all tasks; the first process of a machine tokenises, the others read its cache.
 
     Raises:
-        UserError: as `load_task`, on every process that finds the mistake.
+        UserError: see `load_task`; on every process that finds the mistake.
     """
     mistake, tokenizer_hash = None, Hasher.hash(tokenizer)
     with accelerator.local_main_process_first():
@@ -139,10 +138,10 @@ def load_tasks(
 
 
 def metrics_of(name: str, config: TaskConfig, labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the metrics to report: those asked for, or the usual ones.
+    """The metrics to report: the configured ones, or the defaults of the type.
 
     Raises:
-        UserError: for a metric that does not measure this type of task, or such labels.
+        UserError: for a metric that cannot measure this type of task or these labels.
     """
     task_type = TASK_TYPES[config.type]
     known = task_type.measurable(labels)
@@ -155,12 +154,12 @@ def metrics_of(name: str, config: TaskConfig, labels: tuple[str, ...]) -> tuple[
 
 
 def layout_of(config: TaskConfig, labels: tuple[str, ...], is_numbered: bool) -> Layout:
-    """Where in a task's rows the things are.
+    """The layout of a task's rows.
 
     Args:
         config: the task's.
-        labels: names of its labels.
-        is_numbered: whether rows hold the numbers of the labels, not their names.
+        labels: names of the labels.
+        is_numbered: whether rows store numbers of labels instead of names.
     """
     is_choice = TASK_TYPES[config.type].reads_choices
     return Layout(
@@ -174,7 +173,7 @@ def layout_of(config: TaskConfig, labels: tuple[str, ...], is_numbered: bool) ->
 
 
 def as_split(encoded: Dataset, sequences: int, task_type: TaskType, num_examples: int) -> Split:
-    """What a type's `encode` made, as flat arrays."""
+    """Converts the output of a type's `encode` to flat arrays."""
     columns = {name: encoded.data.column(name) for name in encoded.column_names}
     length, tokens, truncated = (np.asarray(columns[count]) for count in COUNTS)
     types, labels = columns.get("token_type_ids"), columns.get("label")

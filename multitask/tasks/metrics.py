@@ -1,4 +1,4 @@
-"""The metrics, as `evaluate` modules over scikit-learn and SciPy; those on the hub need a network to load."""
+"""Metrics as `evaluate` modules over scikit-learn and SciPy, which load without a network."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,13 +15,13 @@ from ..config.schema import METRIC_NAMES
 
 
 class LocalMetric(evaluate.Metric):
-    """A metric that is one function of (references, predictions).
+    """A metric defined by a function of (references, predictions).
 
     Args:
         name: its name in results.
         function: (references, predictions) -> value; its docstring describes the metric.
         prediction: type of a prediction.
-        reference: type of what is right.
+        reference: type of a reference.
     """
 
     def __init__(self, name: str, function: Callable[..., float], prediction: Any, reference: Any):
@@ -55,34 +55,33 @@ METRIC_NAMES.update(HIGHER_IS_BETTER)
 
 
 def of_numbers(name: str) -> Callable[..., float]:
-    """A metric of (references, predictions) that are numbers; a correlation with a constant is NaN."""
+    """Metrics of numbers; a correlation with a constant is NaN."""
     return {"pearson": _pearson, "spearmanr": _spearmanr, "mse": metrics.mean_squared_error}[name]
 
 
 def of_classes(name: str, num_classes: int) -> Callable[..., float]:
-    """A metric of (references, predictions) that are numbers of classes.
+    """Metrics of class numbers.
 
-    f1 is that of class 1 where there are two classes, as GLUE reports it, and the mean over the classes (macro) where
-    there are more.
+    f1 is that of class 1 for two classes, as in GLUE, and the mean over the classes (macro) for more.
     """
     f1 = _binary_f1 if num_classes == 2 else _macro_f1
     return {"accuracy": metrics.accuracy_score, "f1": f1, "matthews_correlation": metrics.matthews_corrcoef}[name]
 
 
 def of_labels(name: str, num_labels: int) -> Callable[..., float]:
-    """A metric of (references, predictions) that hold 0 or 1 for each label."""
+    """Metrics of rows with 0 or 1 for each label."""
     if name == "accuracy":
         return metrics.accuracy_score
     return partial(_labels_f1, name.removeprefix("f1_"), num_labels)
 
 
 def of_spans(name: str) -> Callable[..., float]:
-    """A metric of (references, predictions) that hold a tag for each word."""
+    """Metrics of rows with a tag for each word."""
     return partial(_spans, name)
 
 
 def of_answers(name: str) -> Callable[..., float]:
-    """A metric of (references, predictions): all right answers of a question, and the predicted one."""
+    """Metrics of answers: all correct answers of a question, and the predicted one."""
     return partial(_squad, name)
 
 

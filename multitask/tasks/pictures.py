@@ -1,4 +1,4 @@
-"""What is shown of predictions: a picture of all rows, and every row judged."""
+"""Summaries of predictions for the report."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -125,7 +125,7 @@ class QuestionAnswering(TaskType):
         }
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Over the tokens of the sequence, those that fill it up (labelled `NO_LABEL`) left out."""
+        """Cross-entropy over the tokens of the sequence, without padding (`NO_LABEL`)."""
         logits = logits.masked_fill((labels == NO_LABEL)[..., None], -torch.inf)
         places = [((labels & bit) * (labels > 0)).argmax(dim=1) for bit in (STARTS, ENDS)]
         start, end = (F.cross_entropy(logits[..., i], place, reduction="none") for i, place in enumerate(places))
@@ -152,7 +152,7 @@ class QuestionAnswering(TaskType):
         return ("start", "end")
 
     def log_label_space(self, labels: Sequence[str], train: Split) -> float:
-        """The tokens among which an answer's ends are, as the geometric mean of the training rows."""
+        """The log of the number of positions of an answer, averaged over the training rows."""
         return float(np.log(train.length).mean())
 
     def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:

@@ -1,7 +1,4 @@
-"""How a row of texts becomes tokenised sequences and something to predict.
-
-Types that predict something of each token have modules of their own, `words.py` and `answers.py`.
-"""
+"""Encoding of rows of one or two texts, or of a text and choices."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +11,7 @@ from .base import TaskType
 
 
 class TextTask(TaskType):
-    """A type that reads one or two texts, or a text and choices."""
+    """Base class of the types that read one or two texts, or a text and choices."""
 
     def encode(
         self,
@@ -32,12 +29,12 @@ class TextTask(TaskType):
         (first input, second input + choice), as in the SWAG example of `transformers`.
 
         Args:
-            rows: columns with one value a row.
-            numbers: each row's number in its split, for error messages.
+            rows: columns with one value per row.
+            numbers: row numbers in the split, for error messages.
             where: the task and the split, for error messages.
             layout: where in a row the things are.
             tokenizer: the encoder's.
-            max_length: in tokens; longer sequences are cut, the longest part first.
+            max_length: maximum tokens; longer sequences are truncated, the longest part first.
 
         Returns:
             `input_ids` and what else the encoder reads: a list of sequences per row; `label`, or without labels
@@ -85,16 +82,16 @@ class TextTask(TaskType):
         return self.read_label(value, layout, known, at)
 
     def read_label(self, value: Any, layout: Layout, known: Mapping[str, int], at: str) -> Any:
-        """What is to be predicted, as the type's column `label` holds it: here the number of a class.
+        """Converts a label to the value stored in the column `label`: here the number of a class.
 
         Args:
-            value: what the row has as its label; not empty.
+            value: label of the row; not missing.
             layout: where in a row the things are.
-            known: number of each label, by its text.
-            at: the row, for the error message.
+            known: numbers of the labels by text.
+            at: the row, for error messages.
 
         Raises:
-            UserError: for a value that is no label.
+            UserError: for an invalid label.
         """
         return number_of(value, layout, known, at)
 
@@ -102,13 +99,13 @@ class TextTask(TaskType):
 def sequence_columns(
     encoded: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cut: list[bool], per_row: int = 1
 ) -> dict[str, list]:
-    """What every type of task keeps of its sequences.
+    """The columns that every type stores for its sequences.
 
     Args:
-        encoded: what the tokenizer made, one list a sequence.
-        tokenizer: for the names of what the encoder reads.
-        cut: whether a sequence lost some of its text.
-        per_row: sequences in a row.
+        encoded: output of the tokenizer, one list per sequence.
+        tokenizer: names the inputs of the encoder.
+        cut: whether each sequence was truncated.
+        per_row: sequences per row.
     """
     ids = encoded["input_ids"]
     starts = range(0, len(ids), per_row)

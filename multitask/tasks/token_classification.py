@@ -93,7 +93,7 @@ class TokenClassification(TaskType):
         return of_tokens.sum(dim=1) / (labels != NO_LABEL).sum(dim=1).clamp(min=1)
 
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[list[str]]:
-        """A word that was cut off counts as outside of every span."""
+        """Truncated words count as outside of every span."""
         return [
             [names[label] if label >= 0 else "O" for label in of_row]
             for of_row in predicted_words(logits, split.notes["word_tokens"])
@@ -121,7 +121,7 @@ class TokenClassification(TaskType):
         return of_spans(name)
 
     def measurable(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Without spans (B-…, I-…, O) only the accuracy of words."""
+        """Labels that do not mark spans (B-…, I-…, O) have only the accuracy of words."""
         has_spans = all(re.fullmatch("O|[BIESLU]-.+", label) for label in labels)
         return self.metrics if has_spans else ("accuracy",)
 
@@ -163,7 +163,7 @@ class TokenClassification(TaskType):
 
 
 def split_words(value: Any) -> Any:
-    """The words of a text, for those who ask about one; what is no text stays as it is."""
+    """Splits a text into words; other values are returned unchanged."""
     return value.split() if isinstance(value, str) else value
 
 
@@ -172,7 +172,7 @@ def predicted_words(logits: NDArray, word_tokens: list[list[int]]) -> list[list[
 
     Args:
         logits: shape (rows, tokens, labels).
-        word_tokens: place of each word's first token, for each row.
+        word_tokens: position of each word's first token, by row.
     """
     best = logits.argmax(axis=-1)
     return [
