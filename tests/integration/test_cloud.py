@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from google.cloud import aiplatform_v1
 from google.protobuf import json_format
+from helpers.lanes import every_third
 from helpers.paths import ROOT
 
 from cloud.job import GPUS, custom_job_spec
@@ -209,7 +210,9 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize(("target", "name"), [(target, name) for target, names in NEEDED.items() for name in names])
+@pytest.mark.parametrize(
+    ("target", "name"), every_third((target, name) for target, names in NEEDED.items() for name in names)
+)
 def test_a_missing_setting_is_one_line_that_names_it(make, target, name):
     done, calls = make(target, {n: v for n, v in SETTINGS.items() if n != name})
     assert (done.returncode, calls) == (2, [])
@@ -223,7 +226,7 @@ STOPPED = r"error: .*\n(make.*: \*\*\* .*\n)+"
 
 @pytest.mark.parametrize(
     ("target", "options", "message"),
-    [
+    every_third([
         ("docker-build", {"TAG": "a/b"}, "TAG: found 'a/b', expected an image tag: letters, digits, '_', '.' and '-', 128 at most"),
         ("docker-build", {"TAG": "it's"}, "TAG: found 'it's', expected an image tag: letters, digits, '_', '.' and '-', 128 at most"),
         ("docker-build", {"TAG": "v1 "}, "TAG: found 'v1 ', expected an image tag"),
@@ -234,7 +237,7 @@ STOPPED = r"error: .*\n(make.*: \*\*\* .*\n)+"
         ("cloud-train", {"REGION": "Europe"}, "REGION: found 'Europe', expected a region such as europe-west4"),
         ("cloud-train", {"SERVICE_ACCOUNT": "me"}, "SERVICE_ACCOUNT: found 'me', expected NAME@PROJECT.iam.gserviceaccount.com"),
         ("cloud-train", {"CONFIG": "/tmp/a.yaml"}, "CONFIG: found '/tmp/a.yaml', expected a mixture that is in the image"),
-    ],
+    ]),
 )  # fmt: skip
 def test_a_setting_that_cannot_be_right(make, target, options, message):
     done, calls = make(target, **options)
@@ -244,7 +247,7 @@ def test_a_setting_that_cannot_be_right(make, target, options, message):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
+    every_third([
         ({"REPLICAS": "0"}, "REPLICAS: found '0', expected a number of machines from 1 up"),
         ({"SPOT": "maybe"}, "SPOT: found 'maybe', expected true or false"),
         ({"TIMEOUT_HOURS": "1.5"}, "TIMEOUT_HOURS: found '1.5', expected a number from 1 up"),
@@ -257,7 +260,7 @@ def test_a_setting_that_cannot_be_right(make, target, options, message):
         ({"ACCELERATOR_COUNT": "8"}, "ACCELERATOR_COUNT: found '8', expected 1: g2-standard-8 comes with 1 NVIDIA_L4"),
         ({"MACHINE_TYPE": "n2-standard-8"}, "ACCELERATOR_TYPE: found 'NVIDIA_L4', expected none: n2-standard-8 takes no GPUs; n1, g2 and a2 do"),
         ({"MACHINE_TYPE": "n1-standard-8", "ACCELERATOR_COUNT": "3"}, "ACCELERATOR_COUNT: found '3', expected 1, 2, 4 or 8, which n1-standard-8 takes"),
-    ],
+    ]),
 )  # fmt: skip
 def test_a_job_that_cannot_be_is_told_before_anything_is_built(make, options, message):
     done, calls = make("cloud-train", **options)

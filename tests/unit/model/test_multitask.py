@@ -140,7 +140,7 @@ def test_the_pretrained_weights_are_loaded(make, encoders):
     assert len({p.data_ptr() for p in poolers}) == 3 and torch.equal(poolers[0], poolers[1])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", fast_if(["bert", "distilbert"], FAMILIES))
 def test_a_regression_head_starts_at_the_mean_of_its_labels(make, family):
     model, tasks, tokenizer = make(family, names=["similar", "animal"])
     mean = np.mean(tasks[0].train.row_labels)
@@ -161,7 +161,7 @@ def test_a_head_depends_on_the_seed_and_its_name_alone(make):
     assert not torch.equal(all_three.tasks["similar"].classifier.weight, all_three.tasks["choice"].classifier.weight)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", fast_if(["bert", "modernbert"], FAMILIES))
 def test_dropout_is_set_everywhere(make, family):
     model, tasks, tokenizer = make(family, dropout=0.0)
     probabilities = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]

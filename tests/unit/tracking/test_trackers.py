@@ -85,6 +85,7 @@ def test_wandb_without_a_key_records_offline_and_says_how_to_upload(tmp_path):
     assert content["columns"] == ["row", "text"] and content["data"] == [[1, "a <b>"], [5, "c"]]
 
 
+@pytest.mark.slow
 def test_wandb_begins_anew_with_all_that_is_known(tmp_path):
     first = begin(["wandb"], tmp_path / "run", HISTORY, [])
     first.log(6, {"train/loss": 0.4})  # after the checkpoint; then the process ends

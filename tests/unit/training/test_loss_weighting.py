@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.lanes import fast_if
 from helpers.runs import assert_same_curve, assert_same_run, assert_same_weight, weights
 from helpers.tasks import MORE_TASKS, TASKS, read_jsonl
 from safetensors.torch import load_file
@@ -351,7 +352,7 @@ def test_measuring_changes_a_run_by_rounding_alone(train, tmp_path):
     assert len(logged(measured, "agreement/")) == 6 and logged(tmp_path / "not", "agreement/") == []
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", fast_if(["uncertainty"], METHODS))
 def test_balancing_makes_another_run(train, tmp_path, method):
     static = train("--training.max_steps", "3")
     other = train(
