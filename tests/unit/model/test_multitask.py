@@ -12,6 +12,7 @@ from helpers.tasks import ALL_TASKS, batch_of, padded
 
 from multitask.data.packing import pack
 from multitask.errors import UserError
+from multitask.model.encoder import stub_of
 from multitask.model.export import export_tasks
 from multitask.model.multitask import logits_of
 from multitask.model.pretrained import build_model, load_tokenizer
@@ -57,7 +58,7 @@ def test_one_encoder_serves_all_types_of_tasks(make, family):
         "find": (6, tokens["find"], 2),
     }
 
-    # The encoder exists once: three models hold its very tensors, and there is nothing else besides heads.
+    # The encoder exists once: all models ask the same one, and there is nothing else besides heads.
     encoder = {p.data_ptr() for p in model.encoder.parameters()}
     alone = transformers.AutoModel.from_config(ENCODER_CONFIGS[family])
     shared = [p for name, p in alone.named_parameters() if not name.startswith("pooler.")]
@@ -67,7 +68,8 @@ def test_one_encoder_serves_all_types_of_tasks(make, family):
     assert all(model.head_parameters(task.name) for task in tasks) and len({id(p) for p in heads}) == len(heads)
     assert sum(1 for _ in model.parameters()) == len(shared) + len(heads)
     for task_model in model.tasks.values():
-        assert encoder <= {p.data_ptr() for p in task_model.parameters()}
+        assert stub_of(task_model).shared == [model.encoder]
+        assert not encoder & {p.data_ptr() for p in task_model.parameters()}
 
     # Every parameter takes part, so data-parallel training need not search for unused ones.
     losses = {task.name: example_losses(task.type, logits[task.name], batches[task.name]["labels"]) for task in tasks}
