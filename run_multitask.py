@@ -9,6 +9,7 @@ On the CPU, on one GPU, on all GPUs of a machine:
 Every key of the configuration is an option: --training.learning_rate 2e-5 --tasks.rte.weight 2"""
 
 import dataclasses
+import json
 import math
 import signal
 import sys
@@ -29,6 +30,7 @@ from multitask.checkpoints.warm_start import warm_start
 from multitask.cli.arguments import Command, read_command
 from multitask.cli.commands import OTHER_MODES
 from multitask.cli.console import plan, quiet_libraries, results_table
+from multitask.config.load import load_config
 from multitask.config.schema import TrainingConfig, to_yaml
 from multitask.data.loader import StepDataset, StepLoader
 from multitask.data.packing import Step
@@ -53,7 +55,7 @@ from multitask.training.optimizer import build_optimizer, check_losses, forget_g
 from multitask.training.signals import caught_signals
 from multitask.training.state import TrainState
 from multitask.training.xla import begin_pass, end_graph, uses_static_shapes
-from multitask.utils import stable_seed
+from multitask.utils import flatten, stable_seed
 
 
 class StepOutput(NamedTuple):
@@ -113,8 +115,16 @@ def train_step(
     """
     plain_model: MultitaskModel = accelerator.unwrap_model(model)
     is_measured = similarity.is_due(step)  # tasks are computed apart, gradients exchanged after all passes
-    own = {"tasks": tasks, "accelerator": accelerator, "seed": training.seed, "apart": is_measured}
-    loss_sums = partial(task_loss_sums, step=step, batch=batch, model=model, **own)
+    loss_sums = partial(
+        task_loss_sums,
+        step=step,
+        batch=batch,
+        model=model,
+        tasks=tasks,
+        accelerator=accelerator,
+        seed=training.seed,
+        apart=is_measured,
+    )
     weighting.begin(batch.examples, len(batch.passes), loss_sums)
     totals, tokens_before = torch.zeros(len(tasks), device=accelerator.device), plain_model.computed_tokens
     for index, micro_batch in enumerate(batch.passes):
@@ -316,10 +326,23 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
 
     # -- what remains: a table, and one ordinary model per task -------------------------------------------------------
 
-    accelerator.print(f"\n{results_table(state.results, tasks)}")
+    accelerator.print(f"\n{results_table(state.results or {}, tasks)}")
     log.report()
     checkpoints.export(folder / "export")
     return checkpoints.close(0, log.log, folder / "export", folder / "report")
+
+
+def run(config: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`multitask.train`: trains from Python and returns the content of metrics.json."""
+    command = Command(load_config(config, flatten(dict(settings))), line=f"multitask.train({str(config)!r})")
+    accelerator = start_accelerator()
+    folder = Path(command.config.training.output_dir)
+    with caught_signals() as stop_signal, locked_run_folder(folder, accelerator.is_main_process):
+        status = train(command, accelerator, stop_signal)
+    accelerator.end_training()
+    if status:
+        raise KeyboardInterrupt(f"the run in {folder} was stopped; the same call resumes it")
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def main() -> None:
