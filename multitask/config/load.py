@@ -10,7 +10,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from ..errors import UserError
 from .schema import Config
-from .suggest import check_complete, check_file, check_words
+from .suggest import check_complete, check_file, check_tree, check_words
 from .validate import check_config
 
 
@@ -42,6 +42,7 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
         for section in sections:
             branch = branch.setdefault(section, {})
         branch[name] = value
+    check_tree(tree, f"{path}: " if not overrides else "")
     try:
         return resolve(parser, parser.parse_object(tree))
     except ArgumentError as error:

@@ -35,8 +35,17 @@ def check_file(name: str) -> dict[str, Any]:
         UserError: for the first invalid one, naming the file.
     """
     tree = _read(name)
-    _check(tree, Config, f"{name}: ")
+    check_tree(tree, f"{name}: ")
     return tree
+
+
+def check_tree(tree: dict[str, Any], prefix: str = "") -> None:
+    """Checks the keys and values of a configuration.
+
+    Raises:
+        UserError: for the first invalid one; its key follows `prefix`.
+    """
+    _check(tree, Config, prefix)
 
 
 def check_words(arguments: list[str]) -> list[str]:
