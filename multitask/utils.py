@@ -28,6 +28,16 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def match_modes(folder: Path, like: Path) -> None:
+    """Gives the files of a folder the mode of one that was written the usual way, which follows the umask.
+
+    safetensors writes files that only their owner can read.
+    """
+    mode = like.stat().st_mode & 0o777
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
+
+
 def split_url(url: str) -> tuple[str, str]:
     """Splits a URL into its bucket and its object prefix, which is empty or ends in a slash.
 

@@ -22,6 +22,7 @@ from ..model.pretrained import build_model, find_encoder, load_tokenizer, save_t
 from ..tasks.base import TASK_TYPES, Task
 from ..training.distributed import shared_out, whole
 from ..training.state import SavedState
+from ..utils import match_modes
 from .manifest import checkpoints_in, verify, write_manifest
 
 
@@ -96,6 +97,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         digest = hashlib.sha256(snapshot.texts["config.yaml"].encode()).hexdigest()
         state = snapshot.state
         write_manifest(partial, step=state.step, config_digest=digest, versions=state.versions)
+        match_modes(partial, partial / "state.json")
         for path in (*partial.rglob("*"), partial):
             _flush(path)
     except Exception as error:  # safetensors and tokenizers raise their own exception types

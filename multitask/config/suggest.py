@@ -75,8 +75,33 @@ def check_words(arguments: list[str]) -> list[str]:
             _check(branch, Config, "--")
         elif option.startswith("--") and option not in ("--config", *FLAGS):
             known = [f"--{name}" for name in SECTIONS] + ["--config", *FLAGS, *MODE_FLAGS]
-            raise UserError(f"{option}: unknown option{hint(f'--{section}', known, 'options')}")
+            elsewhere = _option_elsewhere(section)
+            raise UserError(f"{option}: unknown option{elsewhere or hint(f'--{section}', known, 'options')}")
     return list(files)
+
+
+# What `transformers.TrainingArguments` has and is done otherwise here.
+ELSEWHERE = {
+    "fp16": "accelerate launch --mixed_precision fp16",
+    "bf16": "accelerate launch --mixed_precision bf16",
+    "per_device_train_batch_size": "--training.batch_size, which counts the examples of all devices",
+    "gradient_accumulation_steps": "--training.max_tokens_per_pass, from which the number of passes follows",
+}
+
+
+def _option_elsewhere(name: str) -> str:
+    """The end of an error about an option that is a key of a section, or is called otherwise; empty for others."""
+    of_sections = {
+        name: get_args(kind)[0] if get_args(kind) else kind for name, kind in get_type_hints(Config).items()
+    }
+    found = [
+        f"'--{section}.{name}'"
+        for section, kind in of_sections.items()
+        if dataclasses.is_dataclass(kind) and name in {f.name for f in dataclasses.fields(kind)}
+    ]
+    found += [f"'--tasks.NAME.{name}'"] if name in {f.name for f in dataclasses.fields(TaskConfig)} else []
+    meant = " or ".join(found) or ELSEWHERE.get(name, "")
+    return f"; did you mean {meant}?" if meant else ""
 
 
 def check_complete(files: Sequence[str]) -> None:

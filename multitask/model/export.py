@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config.schema import Config
 from ..errors import UserError
 from ..tasks.base import Task
+from ..utils import match_modes
 from .lora import merged_weights, save_adapter
 from .model_card import TrainedRun, model_card
 from .multitask import MultitaskModel
@@ -97,5 +98,6 @@ def export_tasks(
             head = set(model.head_parameters(name)) - set(model.adapter_parameters(name))
             tensors = {key: p.detach().contiguous() for key, p in task_model.named_parameters() if p in head}
             save_file(tensors, partial / "adapter" / "head.safetensors", metadata={"format": "pt"})
+        match_modes(partial, partial / "config.json")
         shutil.rmtree(folder / name, ignore_errors=True)  # an earlier export
         partial.rename(folder / name)

@@ -246,3 +246,15 @@ def test_a_launcher_is_known_by_its_command(tmp_path):
     assert not answer(sys.executable, str(script), "config")
     assert not answer("sleep", "60") and not is_launcher(None)
     assert not is_launcher(psutil.Process(os.getpid()))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_have_the_mode_that_the_umask_gives(train, umask):
+    before = os.umask(umask)
+    try:
+        folder = train("--training.max_steps", "1")
+    finally:
+        os.umask(before)
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
+    assert sum(path.suffix == ".safetensors" for path in files) == 5
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~umask)}
