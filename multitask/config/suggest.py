@@ -91,9 +91,8 @@ ELSEWHERE = {
 
 def _option_elsewhere(name: str) -> str:
     """The end of an error about an option that is a key of a section, or is called otherwise; empty for others."""
-    of_sections = {
-        name: get_args(kind)[0] if get_args(kind) else kind for name, kind in get_type_hints(Config).items()
-    }
+    kinds = get_type_hints(Config)
+    of_sections = {section: get_args(kind)[0] if get_args(kind) else kind for section, kind in kinds.items()}
     found = [
         f"'--{section}.{name}'"
         for section, kind in of_sections.items()
