@@ -1,1 +1,1 @@
-"""From this machine to Google Cloud: the container's entry point, the job's description, the settings of both."""
+"""Training on Google Cloud: the container's entry point, the job specification, and their settings."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the image without a Docker engine and tries it: `make docker-check`, as root on Debian, after
+# Builds the image without a Docker engine and tests it: `make docker-check`, as root on Debian, after
 #   apt-get install buildah debootstrap
-# BUILDAH_ARGS are passed to the build, for a machine whose pip needs more than PyPI; ARGS to the training.
+# BUILDAH_ARGS are passed to the build, e.g. if pip needs another index than PyPI; ARGS are passed to the training.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export BUILDAH_ISOLATION=chroot
@@ -36,7 +36,7 @@ user=$(buildah run "$container" -- id -u)
 [ "$user" = 10001 ] || fail "it runs as user $user"
 du -sh "$root"
 
-# As an engine runs it: the first process of its own, without a network. With `stop`, that process gets SIGTERM at step 10.
+# Runs the entry point as an engine does, as process 1 of a PID namespace, without network. `stop` sends it SIGTERM at step 10.
 entrypoint=$(buildah inspect --format '{{range .OCIv1.Config.Entrypoint}}{{.}} {{end}}' multitask-check)
 train() {
     # shellcheck disable=SC2016,SC2086

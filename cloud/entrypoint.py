@@ -1,13 +1,14 @@
-"""What the container and `make run-local` run: `accelerate launch … run_multitask.py` for the machine that this is.
+"""Entry point of the container and of `make run-local`: runs `accelerate launch … run_multitask.py` on this machine.
 
     python -m cloud.entrypoint --config configs/quickstart.yaml
 
-The number of GPUs chooses the launch configuration; `LAUNCH=fsdp` or `LAUNCH=tpu` in the environment chooses another.
-Vertex AI's `CLUSTER_SPEC` says which of several machines this is, `WANDB_API_KEY_SECRET` where the key is kept.
+The number of GPUs determines the launch configuration; `LAUNCH=fsdp` or `LAUNCH=tpu` in the environment overrides it.
+With several machines, Vertex AI's `CLUSTER_SPEC` gives this one's rank; `WANDB_API_KEY_SECRET` names the secret with
+the W&B key.
 
-A container is stopped with SIGTERM to this process, its first, for which the kernel has no default action. One process
-of training therefore takes this one's place; with several, Accelerate's launcher (torchrun) runs here and passes the
-signal on. Either way the run saves, uploads, and the exit status is 143.
+A container is stopped by SIGTERM to its process 1, which is this one and for which the kernel has no default action. A
+single training process therefore replaces this process (exec); with several, Accelerate's launcher (torchrun) runs in
+it and forwards the signal. Either way the run saves and uploads, and the exit status is 143.
 """
 
 import base64
@@ -36,18 +37,18 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from multitask.errors import UserError, hint
 
 ROOT = Path(__file__).parent.parent
-# Saving and uploading take as long as they take; whoever stops the container has a limit of their own.
+# Long enough to save and upload; the service that stops the container has its own time limit.
 SHUTDOWN_SECONDS = 3600
 
 
 class Machines(NamedTuple):
-    """Which of several machines this is.
+    """This machine's place among several.
 
     Args:
-        rank: its number, from 0.
-        count: how many there are.
-        address: of the first one.
-        port: where the first one listens.
+        rank: rank of this machine, from 0.
+        count: number of machines.
+        address: address of the machine with rank 0.
+        port: port on which that machine listens.
     """
 
     rank: int = 0
@@ -57,12 +58,12 @@ class Machines(NamedTuple):
 
 
 def read_cluster_spec(text: str | None) -> Machines:
-    """What Vertex AI says of the machines of a job: pool 0 holds the first one, pool 1 the others.
+    """Parses Vertex AI's description of a job's machines: pool 0 holds the first machine, pool 1 the others.
 
     https://cloud.google.com/vertex-ai/docs/training/distributed-training#cluster-variables
 
     Raises:
-        UserError: if it is not what Vertex AI writes.
+        UserError: if the text does not have that format.
     """
     if not text:
         return Machines()
@@ -82,16 +83,16 @@ def read_cluster_spec(text: str | None) -> Machines:
 
 
 def launch_arguments(machines: Machines, num_gpus: int, launch: str | None, arguments: Sequence[str]) -> list[str]:
-    """The words that follow `accelerate launch`.
+    """The arguments of `accelerate launch`.
 
     Args:
-        machines: which of several this is.
-        num_gpus: of this machine; each of the others has as many.
-        launch: name of the launch configuration; None chooses by the numbers.
-        arguments: those of `run_multitask.py`.
+        machines: this machine's place among several.
+        num_gpus: number of GPUs of this machine, the same on all machines.
+        launch: name of the launch configuration; None chooses by the number of GPUs and machines.
+        arguments: arguments of `run_multitask.py`.
 
     Raises:
-        UserError: for a launch configuration that there is not, or whose accelerator there is not.
+        UserError: for an unknown launch configuration, or one whose accelerator is not available.
     """
     chosen = launch or ("multi_node" if machines.count > 1 else ("cpu", "single_gpu", "multi_gpu")[min(num_gpus, 2)])
     known = sorted(path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml"))
@@ -112,16 +113,16 @@ def launch_arguments(machines: Machines, num_gpus: int, launch: str | None, argu
 
 
 def read_secret(name: str, endpoint: str = "https://secretmanager.googleapis.com") -> str:
-    """The text of a secret in Google's Secret Manager, read as the machine's service account.
+    """Reads a secret from Google's Secret Manager with the machine's service account.
 
     https://cloud.google.com/secret-manager/docs/reference/rest/v1/projects.secrets.versions/access
 
     Args:
         name: `projects/PROJECT/secrets/NAME/versions/VERSION`.
-        endpoint: of the service.
+        endpoint: URL of the service.
 
     Raises:
-        UserError: if it may not be read, or is not there.
+        UserError: if the secret does not exist or access is denied.
     """
     try:
         credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
@@ -138,8 +139,8 @@ def read_secret(name: str, endpoint: str = "https://secretmanager.googleapis.com
 
 
 def run(args: Namespace) -> int:
-    """Runs the launcher here, which starts several processes and passes signals on; returns the exit status."""
-    if args.tpu:  # its launcher leaves signals to whoever gets them
+    """Runs the launcher in this process; it starts several processes and forwards signals. Returns the exit status."""
+    if args.tpu:  # the TPU launcher does not forward signals
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             for child in psutil.Process().children(recursive=True):
@@ -156,7 +157,7 @@ def run(args: Namespace) -> int:
 
 
 def main(environment: Mapping[str, str], arguments: Sequence[str]) -> int:
-    """Starts the training, in this process's place or from it; returns the exit status."""
+    """Starts the training, by exec or through the launcher; returns the exit status."""
     machines = read_cluster_spec(environment.get("CLUSTER_SPEC"))
     num_gpus = torch.cuda.device_count()
     words = launch_arguments(machines, num_gpus, environment.get("LAUNCH"), arguments)

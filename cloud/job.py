@@ -1,4 +1,4 @@
-"""The description of a training job for Vertex AI, a CustomJobSpec as JSON, from the settings in the environment.
+"""Prints the CustomJobSpec of a Vertex AI training job as JSON, from the settings in the environment.
 
 python -m cloud.job > job.yaml
 gcloud ai custom-jobs create --region=REGION --display-name=NAME --config=job.yaml
@@ -16,7 +16,7 @@ from typing import Any
 from cloud.settings import setting
 
 ROOT = Path(__file__).parent.parent
-# What comes with the machine types whose names begin like that. How many is the number at the end, except of L4s.
+# GPU type by prefix of the machine type, which ends in the number of GPUs, except for L4 (`NUM_L4`).
 # https://cloud.google.com/vertex-ai/docs/training/configure-compute
 GPUS = {
     "a2-highgpu": "NVIDIA_TESLA_A100",
@@ -38,10 +38,10 @@ def image(environment: Mapping[str, str]) -> str:
 
 
 def machine_spec(environment: Mapping[str, str]) -> dict[str, Any]:
-    """A machine and its accelerators; machine types that are not known here are left to Vertex AI to judge.
+    """The MachineSpec of the job; unknown machine types are left for Vertex AI to check.
 
     Raises:
-        ValueError: for a setting that is missing or cannot be right, or accelerators that the machine does not have.
+        ValueError: for a missing or invalid setting, or accelerators that the machine type does not have.
     """
     if environment.get("TPU_MACHINE_TYPE"):
         machine = setting(environment, "TPU_MACHINE_TYPE")
@@ -66,12 +66,12 @@ def machine_spec(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def custom_job_spec(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What Vertex AI is to run, with the names of its REST interface.
+    """The CustomJobSpec, with the field names of Vertex AI's REST interface.
 
     https://cloud.google.com/vertex-ai/docs/reference/rest/v1/CustomJobSpec
 
     Raises:
-        ValueError: for a setting that is missing or cannot be right, naming it.
+        ValueError: naming a setting that is missing or invalid.
     """
     is_tpu = bool(environment.get("TPU_MACHINE_TYPE"))
     replicas = int(setting(environment, "REPLICAS", "1"))
@@ -97,7 +97,7 @@ def custom_job_spec(environment: Mapping[str, str]) -> dict[str, Any]:
         "env": [{"name": name, "value": value} for name, value in variables.items()],
     }
     pool = {"machineSpec": machine_spec(environment), "containerSpec": container}
-    # Vertex AI wants one machine in the first pool, and all others in the second.
+    # Vertex AI requires one machine in the first pool and all others in the second.
     counts = [1, replicas - 1] if replicas > 1 else [1]
     return {
         "workerPoolSpecs": [{**pool, "replicaCount": count} for count in counts],

@@ -1,8 +1,8 @@
-"""The settings of the make targets for the cloud: read from the environment, checked before anything is started.
+"""Settings of the cloud make targets, read from the environment and checked before anything is started.
 
-Nothing here needs more than Python's standard library.
+Uses only Python's standard library.
 
-    python -m cloud.settings PROJECT REGION      # silent if they are there and can be right
+    python -m cloud.settings PROJECT REGION      # silent if they are set and valid
 """
 
 import os
@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Mapping
 
-# What each must look like, and how to say that.
+# Regular expression and description of each setting's valid values.
 PATTERNS = {
     "PROJECT": (r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project id: 6 to 30 lower-case letters, digits and '-'"),
     "REGION": (r"[a-z]+-[a-z]+\d+", "a region such as europe-west4"),
@@ -45,10 +45,10 @@ PATTERNS = {
 
 
 def setting(environment: Mapping[str, str], name: str, default: str = "") -> str:
-    """One setting.
+    """Returns a setting's value or its default.
 
     Raises:
-        ValueError: if it is missing and has no default, or cannot be right.
+        ValueError: if the setting is missing and has no default, or is invalid.
     """
     value = environment.get(name) or default
     pattern, what = PATTERNS[name]
