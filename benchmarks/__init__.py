@@ -1,1 +1,1 @@
-"""Speed, growth and quality of this project, measured beside what one would use instead: `make bench`."""
+"""Benchmarks of this project's speed, scaling and quality against the alternatives: `make bench`."""

@@ -37,7 +37,7 @@ def main() -> None:
     os.chdir(ROOT)
     if arguments.only == ["gpu"] and not gpu.is_here():
         return
-    if "gpu" not in arguments.only:  # contenders are compared on the CPU, wherever they run
+    if "gpu" not in arguments.only:  # contenders are always compared on the CPU
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     folder, page = arguments.output_dir, arguments.page
     results = Results(folder / "results.jsonl")
@@ -68,8 +68,8 @@ def main() -> None:
 
 
 def _measure(name: str, setting: Setting, page: Path) -> str:
-    """Asks one question and writes the page; what fails keeps nothing else from being measured, and is returned."""
-    setting.clear_scratch()  # of a benchmark that was killed
+    """Runs one benchmark and writes the page; returns the error message if it fails, so that the others still run."""
+    setting.clear_scratch()  # left by a killed benchmark
     try:
         QUESTIONS[name].measure(setting)
     except Exception as failure:
@@ -128,7 +128,7 @@ def _read_arguments() -> argparse.Namespace:
     if "gpu" in arguments.only and len(arguments.only) > 1:
         parser.error("--only: gpu is measured by itself, the others on the CPU")
     for name in ("config", "output_dir", "page", "tasknet"):
-        # Not resolved: a virtual environment's Python is a link, and is known by where it stands.
+        # Not resolved: a virtual environment's Python is a symlink, and its path identifies the environment.
         setattr(arguments, name, Path(os.path.abspath(getattr(arguments, name))))
     return arguments
 
@@ -143,7 +143,7 @@ def _at_least(minimum: int) -> Callable[[str], int]:
 
 
 def _tiny_encoder(folder: Path) -> Path:
-    """A random encoder of two narrow layers with MiniLM's tokenizer."""
+    """Creates a randomly initialised encoder of two narrow layers with MiniLM's tokenizer."""
     import transformers
 
     from multitask.model.pretrained import find_encoder
@@ -157,7 +157,7 @@ def _tiny_encoder(folder: Path) -> Path:
 
 
 def _note_machine(setting: Setting) -> None:
-    """Writes down what is measured, and on what; figures of something else do not go together with these."""
+    """Records the workload, machine and versions; refuses to mix results of different ones."""
     results = setting.results
     machine = {
         "workload": f"{setting.config.name} on {setting.encoder.removeprefix(str(setting.folder))}, {setting.steps} "
@@ -204,7 +204,7 @@ def _check_data(setting: Setting) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is running is ended as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that child processes are ended as well
     try:
         main()
     except UserError as error:

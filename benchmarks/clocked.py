@@ -1,9 +1,9 @@
-"""The real training loop with a clock beside it.
+"""Times the real training loop.
 
-`run_multitask.train` asks once a step whether it should stop; whoever answers knows when each step came by, and can
-stop the run after as many as it wants to see. Nothing in the loop is changed for it.
+`run_multitask.train` calls a stop function once per step; here that function records the time, and stops the run after
+the requested number of steps. The loop itself is unchanged.
 
-As a program, for what must be measured from the command on, or on several processes:
+As a program, to measure from the command on, or several processes:
 
     BENCH_STARTED=$(date +%s.%N) python -m benchmarks.clocked RESULT.json STEPS --config configs/glue_csqa.yaml …
 """
@@ -36,8 +36,8 @@ def train(
         after_step: gets the number of steps so far; true stops the run.
 
     Returns:
-        `marks`, the time in seconds (of `time.time`) at which each step's gradients were there; `first_step`, when the
-        model was called for the first time, if it was; `peak_bytes` of this process; the exit `status`.
+        `marks`, the `time.time` in seconds at which each step's gradients were complete; `first_step`, the time of the
+        first call of the model, or None; `peak_bytes` and `peak_gpu_bytes` of this process; the exit `status`.
     """
     import torch
 
@@ -83,12 +83,12 @@ def train_anew(options: list[str], folder: Path, *args: Any, **kwargs: Any) -> d
 
 
 def counted_seconds(run: dict[str, Any], warmup_steps: int) -> float:
-    """Of a run that `train` has measured, the time from its warm-up's end to its last step."""
+    """The time from the end of the warm-up to the last step of a run measured by `train`."""
     return run["marks"][-1] - run["marks"][warmup_steps - 1]
 
 
 def read(folder: Path, pattern: str) -> list[dict[str, Any]]:
-    """What clocked programs have measured, a run each; their files are deleted."""
+    """Reads and deletes the result files of clocked programs, one per process."""
     files = sorted(folder.glob(pattern))
     runs = [json.loads(file.read_text()) for file in files]
     for file in files:
@@ -99,7 +99,7 @@ def read(folder: Path, pattern: str) -> list[dict[str, Any]]:
 def main() -> None:
     begun = time.time()
     result, num_steps, *options = sys.argv[1:]
-    importlib.import_module("run_multitask")  # and with it all that the program imports
+    importlib.import_module("run_multitask")  # with all of its imports
     imported = time.time()
     measured = train(options, int(num_steps) or None)
     started = float(os.environ.get("BENCH_STARTED", begun))

@@ -1,8 +1,8 @@
-"""The same training by other means, each in its best plain configuration, on the same rows and the same model.
+"""The contenders: the same training with other tools, each well configured, on the same rows and model.
 
-Every contender has one interface: `contender(options, warmup_steps, steps, folder)` trains on the rows of `steps`
-steps of the run that `options` describe, after those of `warmup_steps` that are not counted, and returns the `seconds`
-that they took and the real `tokens` in them.
+All have the same interface: `contender(options, warmup_steps, steps, folder)` trains on the rows of `steps` steps of
+the run that `options` describe, after `warmup_steps` steps that are not timed, and returns the `seconds` and the
+number of non-padding `tokens` of the timed steps.
 """
 
 import time
@@ -26,11 +26,11 @@ from . import clocked, workload
 from .workload import Workload
 
 Measured = dict[str, float]
-PREDECESSOR_BATCH_SIZE = 8  # what its recipe has
+PREDECESSOR_BATCH_SIZE = 8  # as in its recipe
 
 
 class OneTask(NamedTuple):
-    """A batch of one task: what most multi-task recipes compute in a step."""
+    """A batch of one task, as most multi-task recipes use in a step."""
 
     task: str
     inputs: dict[str, Tensor]
@@ -38,7 +38,7 @@ class OneTask(NamedTuple):
 
 
 def multitask(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Measured:
-    """This project: its real loop, with everything that it logs. Returns the `peak_bytes` of its process as well."""
+    """This project: the real training loop with its logging. Also returns the process's `peak_bytes`."""
     run = clocked.train_anew(options, folder, warmup_steps + steps)
     tokens = workload.tokens(options, warmup_steps, warmup_steps + steps)
     return {
@@ -49,9 +49,9 @@ def multitask(options: list[str], warmup_steps: int, steps: int, folder: Path) -
 
 
 def limit(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Measured:
-    """What the model itself takes: dense batches of the same sizes, mean lengths and words, made beforehand.
+    """The upper limit: the model alone, on prepared dense batches of the same sizes, mean lengths and tokens.
 
-    No padding and no mask, no loading, no logging; forward, backward, clipping, update, and memory kept as (a) does.
+    Forward, backward, clipping and update without padding, mask, loading or logging; freed memory is kept as in (a).
     """
     keep_freed_memory()
     load = workload.load(options)
@@ -77,7 +77,7 @@ def limit(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Me
 
 
 def _dense(load: Workload, rows: dict[str, Rows]) -> list[OneTask]:
-    """As many sequences of each task as these rows have, all of the rows' mean length."""
+    """Batches with as many sequences of each task as in `rows`, all of the rows' mean length."""
     batch = []
     for task in load.tasks:
         if not len(of_task := rows[task.name]):
@@ -92,7 +92,7 @@ def _dense(load: Workload, rows: dict[str, Rows]) -> list[OneTask]:
 
 
 def predecessor(options: list[str], warmup_steps: int, steps: int, folder: Path) -> Measured:
-    """The recipe of this project's predecessor: all padded to the longest allowed, 8 rows of one task a step."""
+    """The recipe of this project's predecessor: rows padded to the maximum length, 8 rows of one task per step."""
     load = workload.load(options)
     model = load.build_model().train()
     optimizer = build_optimizer(model, 1e-5, 0.01)
@@ -109,7 +109,7 @@ def predecessor(options: list[str], warmup_steps: int, steps: int, folder: Path)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            loss.item()  # it is logged
+            loss.item()  # for the log
         return tokens
 
     train(load.rows(0, 1))
@@ -144,7 +144,7 @@ def grouped_trainer(options: list[str], warmup_steps: int, steps: int, folder: P
 
 
 class _LossModel(nn.Module):
-    """The model as the Trainer asks for it: one that returns its loss."""
+    """A model that returns its loss, as the Trainer requires."""
 
     def __init__(self, load: Workload):
         super().__init__()
@@ -156,7 +156,7 @@ class _LossModel(nn.Module):
 
 
 class _Batches(torch.utils.data.Dataset):
-    """Batches of rows of one task, padded as they are asked for."""
+    """Batches of rows of one task, collated on access."""
 
     def __init__(self, load: Workload, batches: list[tuple[str, Rows]]):
         self.splits = {task.name: task.train for task in load.tasks}

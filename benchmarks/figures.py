@@ -1,23 +1,23 @@
-"""How figures are written: tables, ratios with their spread, goals met or missed."""
+"""Formatting of results: tables, ratios with their spread, goals met or missed."""
 
 from collections.abc import Iterable, Sequence
 from statistics import mean, median, stdev
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown; the first column is text, the others are numbers."""
+    """A Markdown table; the first column is text, the others are right-aligned numbers."""
     lines = [" | ".join(header), " | ".join(["---"] + ["---:"] * (len(header) - 1))]
     lines += [" | ".join(str(cell) for cell in row) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
 
 
 def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Round by round, how many times the other a value is."""
+    """The ratio of value to other value in each round."""
     return [value / other for value, other in zip(values, others, strict=True)]
 
 
 def spread(values: Sequence[float], digits: int = 2, unit: str = "") -> str:
-    """The median, with the smallest and the largest."""
+    """The median with the minimum and maximum."""
     if not values:
         return "not measured"
     low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), median(values), max(values)))
@@ -25,13 +25,13 @@ def spread(values: Sequence[float], digits: int = 2, unit: str = "") -> str:
 
 
 def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
-    """The mean, with the standard deviation where there are several."""
+    """The mean, with the standard deviation if there are several values."""
     deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{deviation}" if values else "–"
 
 
 def verdict(value: float | None, goal: float, at_most: bool = False, reason: str = "") -> str:
-    """Whether a goal is met; if not, with the reason."""
+    """Whether a goal is met, with the reason if it is not."""
     if value is None:
         return "not measured"
     is_met = value <= goal if at_most else value >= goal

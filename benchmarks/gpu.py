@@ -19,8 +19,8 @@ ADAPTERS = (1, 8, 32)  # tasks with a LoRA each
 ADAPTER_BATCH_SIZE = 256
 WARMUP_STEPS = 10
 STEPS = 50
-TOKENS_PER_PASS = 2**18  # more than the largest has, so that a step is one pass
-# Dense bf16 operations a second, from the manufacturer's data sheets, by how the device's name begins.
+TOKENS_PER_PASS = 2**18  # more than the largest batch has, so that a step is one pass
+# Dense bf16 FLOP/s from the manufacturer's data sheets, by prefix of the device name.
 PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -38,7 +38,7 @@ PEAK_FLOPS = {
 
 
 def is_here() -> bool:
-    """Whether there is a GPU; says so where there is none."""
+    """Whether there is a GPU; prints a message if not."""
     if not torch.cuda.is_available():
         print("no GPU on this machine: there is nothing to measure (torch.cuda.is_available() is false)")
     return torch.cuda.is_available()
@@ -98,11 +98,11 @@ def _on_all(setting: Setting, num_processes: int, batch_size: int) -> dict[str, 
     launch = ["accelerate.commands.launch", "--mixed_precision", "bf16", "--num_processes", str(num_processes)]
     launch += ["--num_machines", "1", "--dynamo_backend", "no"] + ["--multi_gpu"] * (num_processes > 1)
     words = ["--module", "benchmarks.clocked", str(result), str(WARMUP_STEPS + STEPS), *options]
-    clocked.read(setting.folder, "gpu.json.*")  # what a run that was killed has left
+    clocked.read(setting.folder, "gpu.json.*")  # delete the files of a killed run
     setting.clear_scratch()
     try:
         isolated.command(setting.log, [sys.executable, "-m", *launch, *words])
-    except isolated.Failed as failure:  # most likely for want of memory, which ends no sweep
+    except isolated.Failed as failure:  # most likely out of memory; the sweep continues
         print(failure)
         return {"failed": str(failure)}
     runs = clocked.read(setting.folder, "gpu.json.*")
@@ -112,10 +112,10 @@ def _on_all(setting: Setting, num_processes: int, batch_size: int) -> dict[str, 
 
 
 def flops(options: list[str], start: int, stop: int) -> dict[str, float]:
-    """Real tokens in some steps, and the operations that a model needs for them (Chowdhery et al. 2022, appendix B).
+    """Non-padding tokens in some steps and the model FLOPs for them (Chowdhery et al. 2022, appendix B).
 
-    6 for each weight that a token is multiplied with and 12 x layers x width x length for its attention; embeddings
-    are looked up, padding is not counted.
+    Per token, 6 FLOPs for each weight except embeddings, which are looked up, and 12 x layers x width x length for
+    attention; padding is not counted.
     """
     load = workload.load(options)
     model = load.build_model()
@@ -130,11 +130,11 @@ def flops(options: list[str], start: int, stop: int) -> dict[str, float]:
     return {"tokens": tokens, "flops": 6 * weights * tokens + attention}
 
 
-# -- what is written about it -----------------------------------------------------------------------------------------
+# -- page section -----------------------------------------------------------------------------------------------------
 
 
 def section(results: Results) -> str:
-    """The page's part about GPUs."""
+    """The page's section on GPUs."""
     rounds, name = results.rounds("gpu"), results.get("gpu_name")
     if not rounds:
         return ""

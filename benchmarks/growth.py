@@ -1,4 +1,4 @@
-"""How cost grows with tasks and adapters; what starting, checkpoints and evaluations take besides."""
+"""How cost grows with tasks and adapters, and the cost of starting, checkpoints and evaluations."""
 
 import json
 from functools import partial
@@ -18,20 +18,20 @@ from .setting import Setting
 NUM_TASKS = (3, 10, 30, 100)
 NUM_ADAPTERS = (1, 8, 32)
 EXAMPLES_A_STEP = 300  # three of each of 100 tasks
-# Until batches of all sizes have been there, steps take memory from the kernel, which costs up to their double.
+# Until batches of all sizes have occurred, steps allocate memory from the kernel and can take twice as long.
 WARMUP_STEPS, STEPS = 6, 6
 TASK_GOALS = {30: 1.04, 100: 1.08}  # times the time of the fewest
 ADAPTER_GOALS = {8: 1.05, 32: 1.15}
 
 
 def measure(setting: Setting) -> None:
-    """All questions, one after the other; each alternates what it compares."""
+    """Runs all measurements in sequence; each alternates between the variants that it compares."""
     for question in (starting.measure, _tasks, _adapters, _memory, upkeep.measure):
         question(setting)
 
 
 def write_tasks(setting: Setting, num_tasks: int) -> Path:
-    """A mixture of so many tasks that share out the rows of the first one evenly, and with them its tokens."""
+    """Writes a mixture of `num_tasks` tasks, among which the rows of the first task are divided evenly."""
     folder = setting.folder.resolve() / "configs"
     name = setting.tasks()[0]
     path = folder / f"{num_tasks}_tasks.yaml"
@@ -50,7 +50,7 @@ def write_tasks(setting: Setting, num_tasks: int) -> Path:
             "validation_split": None,
             "inputs": ["a", "b"],
         }
-    # The tasks' agreement is measured in ten steps of a run, and only with few tasks: not in those that are counted.
+    # By default, gradient similarity is measured in ten steps, and only with few tasks; it must not be timed here.
     training = {"output_dir": "runs/unused", "batch_size": 100 if setting.smoke else EXAMPLES_A_STEP}
     training |= {"agreement_steps": 0}
     content = {"model": {"encoder": setting.encoder}, "tasks": tasks, "training": training}
@@ -59,7 +59,7 @@ def write_tasks(setting: Setting, num_tasks: int) -> Path:
 
 
 def raw_rows(options: list[str], name: str) -> tuple[list[dict[str, Any]], str]:
-    """A task's rows, as texts `a` and `b` with their `label`, and its type."""
+    """A task's rows, with texts `a` and `b` and `label`, and its type."""
     config = workload.read_command(options).config
     of_task = config.tasks[name]
     dataset = load_splits(name, of_task, config.data_root)["train"]
@@ -94,7 +94,7 @@ def _memory(setting: Setting) -> None:
         setting.results.once(f"memory/{'+'.join(names)}", lambda r=run: {"peak_bytes": r()["peak_bytes"]})
 
 
-# -- what is written about it -----------------------------------------------------------------------------------------
+# -- page section -----------------------------------------------------------------------------------------------------
 
 
 def _at_most(of_rounds: list[float], goal: float | None) -> str:
@@ -102,7 +102,7 @@ def _at_most(of_rounds: list[float], goal: float | None) -> str:
 
 
 def seconds_by_count(results: Results, name: str) -> dict[int, list[float]]:
-    """Seconds a real token by the number of tasks, in the rounds that are complete."""
+    """Seconds per non-padding token by number of tasks, in the complete rounds."""
     rounds = sorted(results.rounds(name).items(), key=_number)
     return {int(count): [r["seconds"] / r["tokens"] for r in of] for count, of in rounds}
 
@@ -112,7 +112,7 @@ def _number(item: tuple[str, Any]) -> int:
 
 
 def section(results: Results) -> str:
-    """The page's part about growth."""
+    """The page's section on growth."""
     parts = (_about_tasks, starting.about_starting, starting.about_mixture, upkeep.about_upkeep)
     written = [part(results) for part in parts]
     return "\n\n".join(["## How cost grows", *filter(None, written)]) if any(written) else ""

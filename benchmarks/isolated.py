@@ -1,7 +1,7 @@
-"""Functions that run in a process of their own, so that one measurement leaves nothing behind for the next.
+"""Runs functions in separate processes, so that one measurement does not affect the next.
 
-The processes are forked from a server that has imported the libraries and done nothing else: each starts in no time,
-with its own threads, memory and random state.
+The processes are forked from a server that has only imported the libraries, so each starts quickly, with its own
+threads, memory and random state.
 """
 
 import multiprocessing
@@ -21,19 +21,19 @@ LIBRARIES = ["run_multitask", "benchmarks.contenders"]
 
 
 class Failed(Exception):
-    """A measurement that did not come to its end; the log holds the traceback."""
+    """A measurement that did not finish; the log holds the traceback."""
 
 
 def call(log: Path, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What the function returns, computed in a process of its own.
+    """Calls a function in a separate process and returns its result.
 
     Args:
-        log: gets what it prints.
-        function: of a module; what goes in and comes out is pickled.
+        log: file to which its output is appended.
+        function: a module-level function; its arguments and result are pickled.
 
     Raises:
-        UserError: if it raised one.
-        Failed: if it raised something else, or its process ended.
+        UserError: if the function raised one.
+        Failed: if it raised another exception, or its process ended.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
@@ -57,12 +57,12 @@ def call(log: Path, function: Callable[..., Any], *args: Any, **kwargs: Any) -> 
 
 
 def command(log: Path, words: list[Any], **environment: str) -> None:
-    """Runs a program in this repository's folder and waits for its end.
+    """Runs a program in this repository's folder and waits for it.
 
     Args:
-        log: gets what it prints.
-        words: of the command.
-        environment: variables to set.
+        log: file to which its output is appended.
+        words: the command line.
+        environment: environment variables to set.
 
     Raises:
         Failed: if its exit status is not 0.
@@ -76,7 +76,7 @@ def command(log: Path, words: list[Any], **environment: str) -> None:
 def _run(sender: Connection, log: Path, function: Callable[..., Any], args: tuple, kwargs: dict) -> None:
     multiprocessing.set_start_method(
         None, force=True
-    )  # that of any process; it would be this one's for DataLoaders too
+    )  # restore the default, or DataLoaders in this process would use the forkserver too
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         for stream in (sys.stdout, sys.stderr):

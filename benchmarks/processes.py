@@ -1,4 +1,4 @@
-"""Two processes on two cores beside one process with two threads: what keeping them in step costs, who works more."""
+"""Two processes on two cores compared with one process of two threads: synchronisation cost and load balance."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ BALANCE_STEPS = 200
 
 
 def measure(setting: Setting) -> None:
-    """Three ways to compute the same steps, in turns; and how many tokens each of two devices is given."""
+    """Measures three ways to compute the same steps, in turns, and the number of tokens on each of two devices."""
     measured = {"one": _one_process, "two": _two_processes, "apart": _two_runs}
     for number, name in setting.turns(list(measured)):
         setting.results.once(f"processes/{number}/{name}", partial(measured[name], setting, number))
@@ -36,7 +36,7 @@ def _num_steps(setting: Setting) -> int:
 
 
 def _measured(setting: Setting, options: list[str], runs: Sequence[dict[str, Any]], times: int = 1) -> Measured:
-    """The mean time of some runs, and the real tokens in it where each computed on those of `options`."""
+    """The mean time of some runs, and `times` the non-padding tokens of the run that `options` describe."""
     tokens = setting.isolated(workload.tokens, options, WARMUP_STEPS, _num_steps(setting))
     seconds = [clocked.counted_seconds(run, WARMUP_STEPS) for run in runs]
     return {"seconds": float(np.mean(seconds)), "tokens": times * tokens}
@@ -49,14 +49,14 @@ def _one_process(setting: Setting, seed: int) -> Measured:
 
 
 def _two_processes(setting: Setting, seed: int) -> Measured:
-    """The same batch shared by two processes of one thread, which exchange gradients."""
+    """The same batch split over two processes of one thread, which exchange gradients."""
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     options = setting.options(training__seed=seed, training__output_dir=setting.scratch / "two")
     return _measured(setting, options, _clocked(setting, [(torchrun, options)]))
 
 
 def _two_runs(setting: Setting, seed: int) -> Measured:
-    """Two runs of one thread and half the batch side by side, which know nothing of each other: the limit of two."""
+    """Two independent runs of one thread and half the batch side by side: the upper limit for two processes."""
     batch = workload.read_command(setting.options()).config.training.batch_size // 2
     options = setting.options(training__seed=seed, training__batch_size=batch)
     folders = [str(setting.scratch / f"apart_{i}") for i in range(2)]
@@ -65,8 +65,8 @@ def _two_runs(setting: Setting, seed: int) -> Measured:
 
 
 def _clocked(setting: Setting, commands: Sequence[tuple[list[str], list[str]]]) -> list[dict[str, Any]]:
-    """What clocked programs, started together with one thread each, have measured in all of their processes."""
-    clocked.read(setting.folder, "clocked_*")  # what a run that was killed has left
+    """Starts clocked programs together, with one thread each; returns the measurements of all their processes."""
+    clocked.read(setting.folder, "clocked_*")  # delete the files of a killed run
     result, environment = setting.folder / "clocked", os.environ | {"OMP_NUM_THREADS": "1"}
     with setting.log.open("a") as log:
         started = []
@@ -99,11 +99,11 @@ def device_tokens(options: list[str], steps: int) -> dict[str, list[int]]:
     return tokens
 
 
-# -- what is written about it -----------------------------------------------------------------------------------------
+# -- page section -----------------------------------------------------------------------------------------------------
 
 
 def section(results: Results) -> str:
-    """The page's part about two processes."""
+    """The page's section on two processes."""
     rounds, balance = results.rounds("processes", ("one", "two", "apart")), results.get("balance")
     if not rounds and not balance:
         return ""

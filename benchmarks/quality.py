@@ -1,4 +1,4 @@
-"""How good it becomes: one model for all tasks beside one model for each, of the same script and the same budget."""
+"""Model quality: one multi-task model compared with single-task models, with the same script and budget."""
 
 import json
 import math
@@ -17,8 +17,8 @@ from .figures import mean_and_deviation, table, verdict
 from .results import Results
 from .setting import Setting
 
-LEARNING_RATE = 1e-4  # of all runs that train the encoder
-LORA = {"adapters__rank": 8, "training__learning_rate": 1e-3}  # LoRA learns at ten times the rate
+LEARNING_RATE = 1e-4  # of all runs with full fine-tuning
+LORA = {"adapters__rank": 8, "training__learning_rate": 1e-3}  # LoRA needs ten times the learning rate
 SINGLES = "single-task models, one each"
 MULTI = "one multi-task model"
 LORA_MULTI = "one encoder, a LoRA for each task"
@@ -26,15 +26,15 @@ BALANCINGS = ("uncertainty", "famo")
 
 
 def variants() -> dict[str, dict[str, Any]]:
-    """What is trained on all tasks together, and with which options."""
+    """The variants that train on all tasks together, and their options."""
     balanced = {f"{MULTI}, {name}": {"training__loss_balancing": name} for name in BALANCINGS}
     return {MULTI: {}, LORA_MULTI: LORA, **balanced}
 
 
 def measure(setting: Setting) -> None:
-    """Seed by seed, so that what a short budget leaves is a smaller table of whole seeds.
+    """Trains all variants seed by seed, so that a short budget gives fewer but complete seeds.
 
-    A run that was interrupted goes on from its last checkpoint.
+    An interrupted run is resumed from its last checkpoint.
     """
     setting.results.put("quality_epochs", setting.num_train_epochs)
     setting.results.once("validation_rows", lambda: setting.isolated(validation_rows, setting.options()))
@@ -81,20 +81,20 @@ def _parameters(setting: Setting) -> dict[str, int]:
 
 
 def num_parameters(options: list[str]) -> int:
-    """Of the model that a run trains."""
+    """Number of parameters of the model that a run trains."""
     return sum(parameter.numel() for parameter in workload.load(options).build_model().parameters())
 
 
 def validation_rows(options: list[str]) -> dict[str, int]:
-    """How many rows each task is judged on."""
+    """Number of validation rows of each task."""
     return {task.name: len(task.validation) for task in workload.load(options).tasks if task.validation is not None}
 
 
-# -- what is written about it -----------------------------------------------------------------------------------------
+# -- page section -----------------------------------------------------------------------------------------------------
 
 
 def by_variant(results: Results) -> dict[str, dict[int, dict[str, dict[str, float]]]]:
-    """The metrics of each task, by variant and seed; single-task models count once a seed has all of them."""
+    """The metrics of each task, by variant and seed; only seeds with results for all tasks are included."""
     found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     for name, of_tasks in results.under("quality").items():
         seed, variant = name.split("/")[:2]
@@ -107,7 +107,7 @@ def by_variant(results: Results) -> dict[str, dict[int, dict[str, dict[str, floa
 
 
 def section(results: Results) -> str:
-    """The page's part about quality."""
+    """The page's section on quality."""
     found = {variant: seeds for variant, seeds in by_variant(results).items() if seeds}
     if not found:
         return ""
@@ -154,13 +154,13 @@ def _noise(found: dict[str, Any], columns: list[tuple[str, str]], num_rows: dict
 
 
 def differences(found: dict[str, Any], variant: str, reference: str) -> list[float]:
-    """By how many points the average of a variant is above another's, seed by seed."""
+    """The difference between the averages of two variants for each seed, in points."""
     seeds = sorted(found.get(variant, {}).keys() & found.get(reference, {}).keys())
     return [100 * (average(found[variant][seed]) - average(found[reference][seed])) for seed in seeds]
 
 
 def _half_interval(values: list[float]) -> float:
-    """Half of the 95 % confidence interval of a mean, by Student's t distribution; infinite for a single value."""
+    """Half the width of a mean's 95 % confidence interval by Student's t distribution; infinite for a single value."""
     if len(values) < 2:
         return math.inf
     return float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))

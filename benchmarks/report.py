@@ -1,4 +1,4 @@
-"""The page with all figures, and its picture."""
+"""Writes the benchmarks page and its chart."""
 
 from pathlib import Path
 from statistics import median
@@ -18,7 +18,7 @@ TITLES = {
 
 
 def write(results: Results, page: Path) -> None:
-    """Writes `page` and, beside it, its picture, out of what has been measured so far."""
+    """Writes `page`, and its chart as an SVG beside it, from the results measured so far."""
     page.parent.mkdir(parents=True, exist_ok=True)
     picture = page.with_suffix(".svg")
     machine = results.get("machine") or {}
@@ -40,7 +40,7 @@ def write(results: Results, page: Path) -> None:
 
 
 def _draw(results: Results, path: Path) -> bool:
-    """Draws what there is; returns whether there was anything."""
+    """Draws the results measured so far; returns False if there are none."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,4 +1,4 @@
-"""How a benchmark is run: on what, how often, and where its results go."""
+"""The settings of a benchmark: workload, number of rounds, and output folder."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,20 +14,20 @@ from .results import Results
 
 @dataclass(frozen=True)
 class Setting:
-    """What all questions are asked with.
+    """Settings shared by all benchmarks.
 
     Args:
-        folder: of the results and of what is made on the way.
-        results: the figures so far.
+        folder: folder of the results and of temporary files.
+        results: the results so far.
         config: YAML file of the mixture.
-        encoder: as `model.encoder`.
-        smoke: whether only to see that everything works: tiny, one round, figures without meaning.
-        rounds: how often contenders take turns.
-        steps: counted in a round of the speed benchmark, 32 examples each.
-        seeds: of the quality benchmark.
-        num_train_epochs: passes over the data that a model is trained for in the quality benchmark.
-        deadline: `time.monotonic()` after which the quality benchmark begins no further run.
-        tasknet: Python of the environment that tasknet is installed in.
+        encoder: value of `model.encoder`.
+        smoke: whether this is a smoke test: tiny, one round, meaningless results.
+        rounds: number of rounds, in each of which every contender runs once.
+        steps: timed steps in a round of the speed benchmark, 32 examples each.
+        seeds: seeds of the quality benchmark.
+        num_train_epochs: epochs of training in the quality benchmark.
+        deadline: `time.monotonic()` after which the quality benchmark starts no further run.
+        tasknet: Python executable of the environment with tasknet.
     """
 
     folder: Path
@@ -44,18 +44,18 @@ class Setting:
 
     @property
     def log(self) -> Path:
-        """What the measured programs print."""
+        """Log file with the output of the measured programs."""
         return self.folder / "log.txt"
 
     @property
     def scratch(self) -> Path:
-        """For runs that are deleted as soon as they are measured."""
+        """Folder for runs that are deleted after measurement."""
         return self.folder / "scratch"
 
     def options(self, config: Path | None = None, **overrides: Any) -> list[str]:
         """A command line of `run_multitask.py`; `training__seed=1` becomes `--training.seed 1`.
 
-        Nothing is evaluated or saved on the way unless it is asked for, so that nothing else is timed.
+        By default there are no evaluations or checkpoints during training, so that they are not timed.
         """
         keys = {"model.encoder": self.encoder, "tracking.report_to": "[]", "training.resume_from_checkpoint": "never"}
         keys |= {"training.eval_steps": "null", "training.save_steps": 10**6}
@@ -64,7 +64,7 @@ class Setting:
         return ["--config", str(config or self.config), *words]
 
     def isolated(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What a function returns that runs in a process of its own."""
+        """Calls a function in a separate process and returns its result."""
         return isolated.call(self.log, function, *args, **kwargs)
 
     def clear_scratch(self) -> None:
@@ -72,7 +72,7 @@ class Setting:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def config_of(self, tasks: Iterable[str]) -> Path:
-        """The mixture's file with some of its tasks alone."""
+        """Writes a mixture file with only some of the tasks."""
         names = list(tasks)
         content = yaml.safe_load(self.config.read_text())
         content["tasks"] = {name: content["tasks"][name] for name in names}
@@ -86,7 +86,7 @@ class Setting:
         return list(yaml.safe_load(self.config.read_text())["tasks"])
 
     def turns(self, contenders: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """(round, contender): every contender once a round, each round beginning with another one."""
+        """Yields (round, contender): every contender once per round, starting with a different one each round."""
         for number in range(self.rounds):
             first = number % len(contenders)
             for contender in [*contenders[first:], *contenders[:first]]:

@@ -1,4 +1,4 @@
-"""How fast it trains, beside what one would use instead and beside what the model itself takes."""
+"""Training speed compared with the alternatives and with the model alone."""
 
 import json
 import time
@@ -26,7 +26,7 @@ PACKED_TOKENS = 16384  # of a pass
 PACKING_GOAL = 10e6  # tokens a second
 # Tried for those that leave it to their users; tasknet divides it by the number of choices.
 BATCH_SIZES = {"trainer": (8, 16, 32), "tasknet": (8, 16, 32, 64), "grouped_trainer": (8, 16, 32)}
-# Contender: what it is, and how many times its real tokens a second this project should reach.
+# For each contender its description and the goal: this project's non-padding tokens/s divided by the contender's.
 CONTENDERS: dict[str, tuple[str, float | None]] = {
     "multitask": ("(a) this project: the real loop", None),
     "predecessor": ("(b) the predecessor's recipe: padded to 128, one task a step, batch 8", 5.7),
@@ -38,7 +38,7 @@ CONTENDERS: dict[str, tuple[str, float | None]] = {
 
 
 def measure(setting: Setting) -> None:
-    """Every contender once a round, on rows that are others in each round."""
+    """Runs every contender once per round; each round uses different rows."""
     results = setting.results
     chosen = {name: [_best_batch_size(setting, name)] for name in ("trainer", "grouped_trainer")}
     try:
@@ -56,7 +56,7 @@ def measure(setting: Setting) -> None:
 
 
 def _best_batch_size(setting: Setting, name: str) -> int:
-    """The size with the most real tokens a second, each tried once before the first round."""
+    """The batch size with the most non-padding tokens/s; each is tried once before the first round."""
     if name == "tasknet" and not setting.tasknet.exists():
         raise isolated.Failed(f"there is no {setting.tasknet} (`make .venv-tasknet/.installed` makes it)")
     options = setting.options(training__seed=1000)
@@ -87,7 +87,7 @@ def _run_tasknet(setting: Setting, options: list[str], batch_size: int) -> dict[
 
 
 def tasknet_request(options: list[str], steps: int) -> dict[str, Any]:
-    """The texts of the sample's rows as tasknet's templates name them, with those of the warm-up among them."""
+    """The texts of the sample's rows, warm-up included, with the field names of tasknet's templates."""
     load = workload.load(options)
     sample, tasks = load.rows(0, WARMUP_STEPS + steps), {}
     for task in load.tasks:
@@ -109,8 +109,8 @@ def tasknet_request(options: list[str], steps: int) -> dict[str, Any]:
 
 
 def parts(options: list[str], steps: int) -> dict[str, float]:
-    """What a step is made of, in seconds a step; and which share of the tokens computed on is "TASK padding"."""
-    keep_freed_memory()  # as the run does
+    """Seconds per step of each part of a step, and `padding`, the share of padding among the computed tokens."""
+    keep_freed_memory()  # as in a real run
     load = workload.load(options)
     model, config = load.build_model().train(), load.config.training
     optimizer = build_optimizer(model, 1e-5, 0.01)
@@ -160,13 +160,13 @@ def packing_rate(options: list[str], tokens: int, repetitions: int = 200) -> flo
 
 
 def rates(results: Results) -> dict[str, list[float]]:
-    """Real tokens a second of every contender, in the rounds that all of them have run."""
+    """Non-padding tokens/s of every contender, in the rounds that all of them have completed."""
     rounds = results.rounds("speed")
     return {name: [r["tokens"] / r["seconds"] for r in rounds[name]] for name in CONTENDERS if name in rounds}
 
 
 def section(results: Results) -> str:
-    """The page's part about speed."""
+    """The page's section on speed."""
     by_name = rates(results)
     if not by_name.get("multitask"):
         return ""
@@ -222,7 +222,7 @@ def _reason(name: str, of_rounds: list[float]) -> str:
 
 
 def picture_rows(results: Results) -> list[tuple[str, float]]:
-    """(contender, its median share of this project's rate), for the picture."""
+    """(contender, its median rate relative to this project's), for the chart."""
     by_name = rates(results)
     own = by_name.get("multitask", [])
     return [(n, middle(ratios(by_name[n], own)) or 0.0) for n in CONTENDERS if n in by_name and own]

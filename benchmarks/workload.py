@@ -1,4 +1,4 @@
-"""What is computed: a mixture of tasks on an encoder, and the sample of it that all contenders are given."""
+"""The workload: a mixture of tasks on an encoder, and the sample of its rows that all contenders receive."""
 
 import dataclasses
 import math
@@ -20,15 +20,15 @@ from multitask.tasks.load import TaskData, load_tasks
 
 @dataclass(frozen=True)
 class Workload:
-    """A run before it starts, made of the same bricks as in `run_multitask.train`.
+    """The components of a run before training starts, built as in `run_multitask.train`.
 
     Args:
-        config: its configuration.
+        config: the run's configuration.
         encoder: folder of the encoder.
-        tokenizer: the encoder's.
-        tasks: with their rows.
-        mixture: which rows make up a step.
-        steps: the batches of a step.
+        tokenizer: the encoder's tokenizer.
+        tasks: the tasks with their rows.
+        mixture: maps a step to its rows.
+        steps: maps a step to its batches.
     """
 
     config: Config
@@ -39,23 +39,23 @@ class Workload:
     steps: StepDataset
 
     def build_model(self) -> MultitaskModel:
-        """The model as the run begins with it."""
+        """The model in its initial state."""
         return build_model(self.encoder, self.tasks, self.config.model.dropout, self.config.training.seed)
 
     def rows(self, start: int, stop: int) -> dict[str, Rows]:
-        """The rows of each task in steps `start` to `stop` (from 0), in no particular order of lengths."""
+        """The rows of each task in steps `start` to `stop` (from 0), shuffled."""
         steps = [self.mixture(step) for step in range(start, stop)]
         rng = np.random.default_rng(self.config.training.seed)
         return {task.name: rng.permutation(np.concatenate([s[task.name] for s in steps])) for task in self.tasks}
 
     def tokens(self, start: int, stop: int) -> int:
-        """Real tokens in steps `start` to `stop` (from 0)."""
+        """Number of non-padding tokens in steps `start` to `stop` (from 0)."""
         rows = self.rows(start, stop)
         return sum(int(task.train.tokens[rows[task.name]].sum()) for task in self.tasks)
 
 
 def load(options: list[str]) -> Workload:
-    """Reads a command line as `run_multitask.py` does, and the data that it names.
+    """Parses a command line of `run_multitask.py` and loads the data that it names.
 
     Raises:
         UserError: as `run_multitask.py`.
@@ -76,10 +76,10 @@ def load(options: list[str]) -> Workload:
 
 
 def tokens(options: list[str], start: int, stop: int) -> int:
-    """Real tokens in steps `start` to `stop` (from 0) of the run that these options describe."""
+    """Number of non-padding tokens in steps `start` to `stop` (from 0) of the run that the options describe."""
     return load(options).tokens(start, stop)
 
 
 def prepare(options: list[str]) -> dict[str, int]:
-    """Fills the caches: from here on, no measurement tokenises. Returns the rows of each task."""
+    """Tokenises all data into the cache, so that no measurement does. Returns the number of rows of each task."""
     return {task.name: len(task.train) for task in load(options).tasks}
