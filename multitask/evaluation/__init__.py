@@ -1,1 +1,1 @@
-"""Measuring a model on validation rows, and showing where it is wrong."""
+"""Evaluation on validation rows, and error analysis."""

@@ -1,4 +1,4 @@
-"""What differs between types of tasks (a file each), and a task's rows made ready."""
+"""Task types (one file each), labels, metrics and the loading of a task's data."""
 
 from .base import register
 from .classification import Classification

@@ -1,4 +1,4 @@
-"""The fields of a row to predict, which may have been written for another task."""
+"""Reads a task's inputs from a row that may use another task's field names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,10 +18,10 @@ def shared_layout(config: TaskConfig, num_labels: int) -> Layout:
 
 
 def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels: int) -> dict[str, Any]:
-    """The fields of a row that a task reads, under names common to all tasks.
+    """The fields of a row that a task reads, under names that are the same for all tasks.
 
     Raises:
-        UserError: for a missing or wrong field; the message continues "row N".
+        UserError: for a missing or invalid field; the message completes "row N …".
     """
     if not isinstance(row, Mapping):
         raise UserError(f"is {row!r}, not a mapping of fields")

@@ -16,14 +16,14 @@ def column_labels(
     """Names of the classes or labels in a column.
 
     Args:
-        name: the task's, for error messages.
-        config: of the task.
+        name: the task's name, for error messages.
+        config: the task's configuration.
         train: its training rows.
-        in_lists: whether each row has a list of labels.
+        in_lists: whether a row holds a list of labels.
         least: minimum number of labels.
 
     Raises:
-        UserError: if there are fewer.
+        UserError: if there are fewer, or values that are not labels.
     """
     feature = leaf_type(train.features, config.label)
     if isinstance(feature, ClassLabel):
@@ -43,7 +43,7 @@ def column_labels(
 
 
 def leaf_type(features: Any, path: str) -> Any:
-    """The type at a dotted path of a row, inside lists."""
+    """The feature type at a dotted path; of lists, the type of their items."""
     while hasattr(features, "feature"):
         features = features.feature
     if not path:
@@ -53,7 +53,7 @@ def leaf_type(features: Any, path: str) -> Any:
 
 
 def are_hidden(label: str, validation: Dataset, train: Dataset) -> bool:
-    """Whether a split hides its labels, as test splits on the hub do: all missing, or all -1 while train has no -1."""
+    """Whether no row is labelled, as in the hub's test splits: all labels empty, or -1 where train has no -1."""
     values = list(_column(validation, label))
     texts = (value.get("text") if isinstance(value, dict) else value for value in values)
     return all(text in (None, "", -1, []) for text in texts) and not (-1 in values and -1 in _column(train, label))

@@ -1,4 +1,4 @@
-"""Metrics as `evaluate` modules over scikit-learn and SciPy, which load without a network."""
+"""Metrics as `evaluate` modules over scikit-learn and SciPy, since loading those on the hub needs a network."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from ..config.schema import METRIC_NAMES
 
 
 class LocalMetric(evaluate.Metric):
-    """A metric defined by a function of (references, predictions).
+    """A metric computed by a function of (references, predictions).
 
     Args:
         name: its name in results.
@@ -37,7 +37,7 @@ class LocalMetric(evaluate.Metric):
         return {str(self.config_name): float(self.function(references, predictions))}
 
 
-# Whether more is better, by name; the only place that says so.
+# Whether higher is better, by metric.
 HIGHER_IS_BETTER = {
     "accuracy": True,
     "exact_match": True,
@@ -55,33 +55,33 @@ METRIC_NAMES.update(HIGHER_IS_BETTER)
 
 
 def of_numbers(name: str) -> Callable[..., float]:
-    """Metrics of numbers; a correlation with a constant is NaN."""
+    """A metric of numeric (references, predictions); the correlation with a constant is NaN."""
     return {"pearson": _pearson, "spearmanr": _spearmanr, "mse": metrics.mean_squared_error}[name]
 
 
 def of_classes(name: str, num_classes: int) -> Callable[..., float]:
-    """Metrics of class numbers.
+    """A metric of (references, predictions) that are class indices.
 
-    f1 is that of class 1 for two classes, as in GLUE, and the mean over the classes (macro) for more.
+    With two classes f1 is that of class 1, as GLUE reports it; with more it is the mean over the classes (macro).
     """
     f1 = _binary_f1 if num_classes == 2 else _macro_f1
     return {"accuracy": metrics.accuracy_score, "f1": f1, "matthews_correlation": metrics.matthews_corrcoef}[name]
 
 
 def of_labels(name: str, num_labels: int) -> Callable[..., float]:
-    """Metrics of rows with 0 or 1 for each label."""
+    """A metric of (references, predictions) with 0 or 1 for each label."""
     if name == "accuracy":
         return metrics.accuracy_score
     return partial(_labels_f1, name.removeprefix("f1_"), num_labels)
 
 
 def of_spans(name: str) -> Callable[..., float]:
-    """Metrics of rows with a tag for each word."""
+    """A metric of (references, predictions) with a tag for each word."""
     return partial(_spans, name)
 
 
 def of_answers(name: str) -> Callable[..., float]:
-    """Metrics of answers: all correct answers of a question, and the predicted one."""
+    """A metric of (references, predictions): all correct answers to a question, and the predicted one."""
     return partial(_squad, name)
 
 
@@ -91,22 +91,22 @@ def _binary_f1(references: Sequence, predictions: Sequence) -> float:
 
 
 def _macro_f1(references: Sequence, predictions: Sequence) -> float:
-    """Mean over the classes that occur of the harmonic mean of precision and recall."""
+    """Macro F1: the mean F1 over the classes that occur."""
     return metrics.f1_score(references, predictions, average="macro", zero_division=0.0)
 
 
 def _labels_f1(average: str, num_labels: int, references: Sequence, predictions: Sequence) -> float:
-    """F1 of labels of which a row may have several: over all of them together (micro), or their mean (macro)."""
-    average = average if num_labels > 1 else "binary"  # scikit-learn would count the rows without the only label too
+    """Multi-label F1: over all labels together (micro), or the mean over labels (macro)."""
+    average = average if num_labels > 1 else "binary"  # else scikit-learn takes a single label for two classes
     shape = (-1, num_labels) if num_labels > 1 else -1
     of_rows = [np.asarray(labels).reshape(shape) for labels in (references, predictions)]
     return metrics.f1_score(*of_rows, average=average, zero_division=0.0)
 
 
 def _spans(name: str, references: list[list[str]], predictions: list[list[str]]) -> float:
-    """Precision, recall and F1 of whole spans as in CoNLL (micro average), accuracy of words.
+    """Precision, recall and F1 of whole spans as in CoNLL (micro average); accuracy is that of words.
 
-    `seqeval` knows B, I, E, S and O; the L(ast) and U(nit) of BILOU are other names of E(nd) and S(ingle).
+    `seqeval` knows B, I, E, S and O; the L(ast) and U(nit) of BILOU are renamed to E(nd) and S(ingle).
     """
     renamed = {"L-": "E-", "U-": "S-"}
     references, predictions = (
@@ -119,8 +119,8 @@ def _spans(name: str, references: list[list[str]], predictions: list[list[str]])
 
 
 def _squad(name: str, references: list[list[str]], predictions: list[str]) -> float:
-    """Exact match and token F1 over the normalised text, as SQuAD defines them; 1 is best."""
-    from torchmetrics.functional.text import squad  # takes a second to import, which runs without such a task save
+    """Exact match or token F1 of the normalised text as in SQuAD, from 0 to 1."""
+    from torchmetrics.functional.text import squad  # imported here because it takes a second
 
     answers: list[Any] = [{"id": str(i), "prediction_text": text} for i, text in enumerate(predictions)]
     right: list[Any] = [
@@ -147,5 +147,5 @@ Results = dict[str, dict[str, float]]
 
 
 def average(results: Results) -> float:
-    """The mean over tasks of the mean of each task's metrics, as GLUE averages; NaN without any."""
+    """The mean over tasks of the mean of each task's metrics, as in GLUE; NaN without results."""
     return float(np.mean([float(np.mean(list(metrics.values()))) for metrics in results.values()] or [np.nan]))

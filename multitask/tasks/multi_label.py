@@ -67,7 +67,7 @@ class MultiLabelClassification(TextTask):
         return column_labels(name, config, train, in_lists=True, least=1)
 
     def log_label_space(self, labels: Sequence[str], train: Split) -> float:
-        return math.log(2)  # each label is a yes or no of its own
+        return math.log(2)  # each label is a binary decision
 
     def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
         true, predicted, sure = split.row_labels > 0.5, logits > 0, expit(logits)

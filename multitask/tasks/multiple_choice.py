@@ -76,7 +76,7 @@ class MultipleChoice(TextTask):
         return confusion(true, predicted, shown), judged_classes(true, predicted, logits, numbers)
 
     def shown_inputs(self, parts: list[str]) -> list[str]:
-        """A row of choices has its inputs before each choice."""
+        """All parts but the last, which is the choice."""
         return parts[:-1] if len(parts) > 1 else parts
 
     def shown_label(self, label: str, number: int, texts: Any) -> str:

@@ -1,4 +1,4 @@
-"""Summaries of predictions for the report."""
+"""Charts of predictions, and a judgement of every row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from sklearn.metrics import confusion_matrix
 
 MOST_POINTS = 1000  # of a scatter plot
 MOST_LABELS = 20  # of a confusion matrix
-# For each row: what is predicted, what is right, how sure the model is (None: its type does not say), how wrong it is.
+# For each row: predicted label, true label, confidence (None if the task type has none), size of the error (0: right).
 Judged = list[tuple[str, str, float | None, float]]
 
 
 def judged_classes(true: NDArray, predicted: NDArray, logits: NDArray, names: Sequence[str]) -> Judged:
-    """Rows with one class each: sure is the class's probability; a right one is not wrong at all."""
+    """Judges single-label rows: confidence, and error if wrong, is the probability of the predicted class."""
     sure = softmax(logits, axis=-1).max(axis=-1)
     return [
         (names[p], names[t], float(s), float(s) if p != t else 0.0)
@@ -24,7 +24,7 @@ def judged_classes(true: NDArray, predicted: NDArray, logits: NDArray, names: Se
 
 
 def confusion(true: NDArray, predicted: NDArray, labels: Sequence[str]) -> dict[str, Any]:
-    """Counts of (right, predicted), of the labels with the most rows if there are too many to show."""
+    """A confusion matrix of (true, predicted), limited to the `MOST_LABELS` most frequent labels."""
     rows = np.bincount(true, minlength=len(labels)) + np.bincount(predicted, minlength=len(labels))
     kept = np.sort(np.argsort(-rows, kind="stable")[:MOST_LABELS])
     counts = confusion_matrix(true, predicted, labels=np.arange(len(labels)))[np.ix_(kept, kept)]

@@ -1,4 +1,4 @@
-"""Question answering: the part of a context that answers a question; long contexts in overlapping windows."""
+"""Extractive question answering: the span of a context that answers a question; long contexts are split in windows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -25,11 +25,11 @@ from .texts import sequence_columns
 MAX_ANSWER_TOKENS = 30  # as in the examples and pipelines of `transformers`
 
 
-STARTS, ENDS = 1, 2  # what a token's label is made of
+STARTS, ENDS = 1, 2  # bits of a token's label
 
 
 class QuestionAnswering(TaskType):
-    """The part of a context that answers a question."""
+    """The span of a context that answers a question."""
 
     name = "question_answering"
     auto_class = AutoModelForQuestionAnswering
@@ -62,17 +62,17 @@ class QuestionAnswering(TaskType):
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
     ) -> dict[str, list]:
-        """Tokenises a batch of questions with their contexts, as `TextTask.encode` does rows of texts.
+        """Tokenises a batch of questions with their contexts; arguments as in `TextTask.encode`.
 
-        A context that is too long for one sequence becomes several, which overlap, and each of them is a row of its
-        own: an example to train on, as usual since Devlin et al. 2019 (https://arxiv.org/abs/1810.04805, section 4.2).
-        The answer to find in a window that does not hold it is the first token, which stands for "none".
+        A context that is too long for one sequence is split into overlapping windows. Each window is a separate row
+        and training example (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.2). In a window without
+        the answer, the label is the first token, which stands for "no answer".
 
         Returns:
-            Besides the columns of `sequence_columns`: `label`, for each token `STARTS` and `ENDS` added up where the
-            answer does, and 0 elsewhere; `example`, the number of the row that a window belongs to; `context`;
-            `starts` and `ends`, each token's first character in the context and the one behind its last, -1 outside of
-            it; `answers`, the texts that are right, one of them empty where there is none in the context.
+            Besides the columns of `sequence_columns`: `label`, for each token the sum of `STARTS` and `ENDS` if the
+            answer starts or ends there, else 0; `example`, the number of the row that a window belongs to; `context`;
+            `starts` and `ends`, each token's character span in the context (end exclusive), -1 outside of it;
+            `answers`, the correct texts, or one empty text if the context holds no answer.
 
         Raises:
             UserError: naming the row, for a missing question or context and for an answer that is not in its context.
@@ -125,7 +125,7 @@ class QuestionAnswering(TaskType):
         }
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy over the tokens of the sequence, without padding (`NO_LABEL`)."""
+        """Mean of the start and end cross-entropy over a sequence's tokens; padding (`NO_LABEL`) is masked out."""
         logits = logits.masked_fill((labels == NO_LABEL)[..., None], -torch.inf)
         places = [((labels & bit) * (labels > 0)).argmax(dim=1) for bit in (STARTS, ENDS)]
         start, end = (F.cross_entropy(logits[..., i], place, reduction="none") for i, place in enumerate(places))
@@ -152,7 +152,7 @@ class QuestionAnswering(TaskType):
         return ("start", "end")
 
     def log_label_space(self, labels: Sequence[str], train: Split) -> float:
-        """The log of the number of positions of an answer, averaged over the training rows."""
+        """The logarithm of the number of candidate tokens: the mean log length of the training rows."""
         return float(np.log(train.length).mean())
 
     def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
@@ -170,7 +170,7 @@ class QuestionAnswering(TaskType):
         return {"kind": "bars", "segments": ["right", "in part", "wrong"], "bars": bars}, judged
 
     def first_rows(self, split: Split) -> NDArray:
-        """The first window of each question."""
+        """The index of each question's first window."""
         examples = np.asarray(split.notes["example"][:])
         return np.flatnonzero(np.diff(examples, prepend=examples[0] - 1))
 
@@ -188,17 +188,17 @@ class QuestionAnswering(TaskType):
 def best_answers(logits: NDArray, windows: Mapping[str, Sequence]) -> Iterator[dict[str, Any]]:
     """The most likely answer to each question over all windows of its context.
 
-    An answer is a run of at most `MAX_ANSWER_TOKENS` tokens of the context; it scores by the logit of its first token
-    as a start plus that of its last as an end. Where the first token of the sequence, which stands for "none", scores
-    higher in every window, there is no answer (SQuAD 2.0; Devlin et al. 2019, section 4.3).
+    An answer is a span of at most `MAX_ANSWER_TOKENS` tokens of the context; its score is the start logit of its first
+    token plus the end logit of its last. If the sequence's first token, which stands for "no answer", scores higher in
+    every window, there is no answer (SQuAD 2.0; Devlin et al. 2019, section 4.3).
 
     Args:
-        logits: of start and end, shape (windows, tokens, 2).
-        windows: the columns of `QuestionAnswering.encode`; windows of one question stand together.
+        logits: start and end logits, shape (windows, tokens, 2).
+        windows: the columns of `QuestionAnswering.encode`; the windows of a question are consecutive.
 
-    Returns:
-        For each question: `answer`, a text, empty for none; `start` and `end`, its characters in the context, None
-        where there is none; `score`, its probability among all runs of tokens.
+    Yields:
+        For each question: `answer`, a text, empty for no answer; `start` and `end`, its character span in the context,
+        None for no answer; `score`, its probability among all spans.
     """
     numbers = np.asarray(windows["example"])
     bounds = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1, append=numbers[-1] + 1))
@@ -213,13 +213,13 @@ def best_answers(logits: NDArray, windows: Mapping[str, Sequence]) -> Iterator[d
             length, token = np.unravel_index(scores[best].argmax(), scores[best].shape)
             context = windows["context"][first]
             start, end = windows["starts"][first + best][token], windows["ends"][first + best][token + length]
-            start += len(context[start:end]) - len(context[start:end].lstrip())  # a space counted to its word
+            start += len(context[start:end]) - len(context[start:end].lstrip())  # tokens may include a leading space
             found = {"answer": context[start:end], "start": int(start), "end": int(end)}
         yield found | {"score": float(np.exp(score - total))}
 
 
 def _run_scores(logits: NDArray, starts: Sequence[int]) -> NDArray:
-    """The score of the run from each token (column) over so many further ones (row); -inf outside of the context."""
+    """Scores of the spans from each token (column) to the token `row` further; -inf outside of the context."""
     inside = np.asarray(starts) >= 0
     start, end = np.where(inside[:, None], logits[: len(starts)], -np.inf).T
     scores = np.full((min(MAX_ANSWER_TOKENS, len(starts)), len(starts)), -np.inf)
@@ -229,7 +229,7 @@ def _run_scores(logits: NDArray, starts: Sequence[int]) -> NDArray:
 
 
 def _shorten(question: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
-    """The question up to so many tokens, so that its context has room; nearly every question is short enough."""
+    """Truncates a question to `max_tokens` tokens, to leave room for its context."""
     if len(question.encode()) <= max_tokens:
         return question
     offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -237,10 +237,10 @@ def _shorten(question: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int)
 
 
 def _answers(value: Any, context: str, at: str) -> list[tuple[str, int]]:
-    """Each right answer with its first character in the context, -1 if it is not there; none if there is no answer.
+    """The correct answers as (text, position of its first character in the context, or -1 if it is not found).
 
-    Written as SQuAD's {"text": [...], "answer_start": [...]}, as a list of {"text", "answer_start"} or of texts, or as
-    one text, which is looked for.
+    `value` is SQuAD's {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"} or of texts, or one
+    text; without a start, the text is searched in the context.
     """
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         starts = value.get("answer_start") or [None] * len(value["text"])
@@ -252,7 +252,7 @@ def _answers(value: Any, context: str, at: str) -> list[tuple[str, int]]:
     for item in items:
         text, start = (item.get("text"), item.get("answer_start")) if isinstance(item, dict) else (item, None)
         if isinstance(text, (int, float)) and not isinstance(text, bool):
-            text = str(text)  # a file whose answers are all numbers
+            text = str(text)  # in a file with only numeric answers
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{at}: answer {item!r} has no text")
         if start is not None and (isinstance(start, str) or int(start) != start):
@@ -264,7 +264,7 @@ def _answers(value: Any, context: str, at: str) -> list[tuple[str, int]]:
                 f"{at}: answer {text!r} is not in its context at character {start}, where {there!r} stands"
             )
         start = context.find(text) if start is None else start
-        spaces = len(text) - len(text.lstrip()) if start >= 0 else 0  # no token begins or ends with them
+        spaces = len(text) - len(text.lstrip()) if start >= 0 else 0  # strip spaces: no token begins or ends with one
         found.append((text.strip(), start + spaces))
     if found and all(start < 0 for _, start in found):
         raise UserError(f"{at}: answer {found[0][0]!r} is not in its context")
@@ -272,7 +272,7 @@ def _answers(value: Any, context: str, at: str) -> list[tuple[str, int]]:
 
 
 def _token_labels(starts: Sequence[int], ends: Sequence[int], answers: Sequence[tuple[str, int]]) -> list[int]:
-    """The label of each token of a window, for the first of the answers that stands in the context."""
+    """The label of each token of a window, for the first answer that is in the context."""
     labels = [0] * len(starts)
     for text, start in answers:
         if start >= 0:

@@ -1,4 +1,7 @@
-"""Encoding of rows of one or two texts, or of a text and choices."""
+"""Tokenisation of rows of texts, and their labels.
+
+The token-level types have their own encoding, in `token_classification.py` and `question_answering.py`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,16 +33,16 @@ class TextTask(TaskType):
 
         Args:
             rows: columns with one value per row.
-            numbers: row numbers in the split, for error messages.
+            numbers: each row's number in its split, for error messages.
             where: the task and the split, for error messages.
-            layout: where in a row the things are.
-            tokenizer: the encoder's.
-            max_length: maximum tokens; longer sequences are truncated, the longest part first.
+            layout: the columns that hold inputs and labels.
+            tokenizer: the encoder's tokenizer.
+            max_length: maximum length in tokens; longer sequences are truncated, the longest part first.
 
         Returns:
-            `input_ids` and what else the encoder reads: a list of sequences per row; `label`, or without labels
+            `input_ids` and the encoder's other inputs: a list of sequences per row; `label`, or without labels
             `choices`, the names of a row's choices; `length`, tokens of the longest sequence; `tokens` of all
-            sequences; `truncated`, how many sequences were cut.
+            sequences; `truncated`, the number of truncated sequences.
 
         Raises:
             UserError: naming the split and the row, for a missing text or label, an unknown label, a missing choice.
@@ -82,16 +85,16 @@ class TextTask(TaskType):
         return self.read_label(value, layout, known, at)
 
     def read_label(self, value: Any, layout: Layout, known: Mapping[str, int], at: str) -> Any:
-        """Converts a label to the value stored in the column `label`: here the number of a class.
+        """Converts a row's label to the value stored in the column `label`: by default the class index.
 
         Args:
-            value: label of the row; not missing.
-            layout: where in a row the things are.
-            known: numbers of the labels by text.
-            at: the row, for error messages.
+            value: the row's label; not empty.
+            layout: the columns that hold inputs and labels.
+            known: index of each label, by its text.
+            at: the row, for the error message.
 
         Raises:
-            UserError: for an invalid label.
+            UserError: if the value is not a valid label.
         """
         return number_of(value, layout, known, at)
 
@@ -99,13 +102,13 @@ class TextTask(TaskType):
 def sequence_columns(
     encoded: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cut: list[bool], per_row: int = 1
 ) -> dict[str, list]:
-    """The columns that every type stores for its sequences.
+    """The columns that all task types share: encoder inputs and token counts.
 
     Args:
         encoded: output of the tokenizer, one list per sequence.
-        tokenizer: names the inputs of the encoder.
+        tokenizer: names the encoder's inputs.
         cut: whether each sequence was truncated.
-        per_row: sequences per row.
+        per_row: number of sequences in a row.
     """
     ids = encoded["input_ids"]
     starts = range(0, len(ids), per_row)

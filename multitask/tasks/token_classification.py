@@ -53,19 +53,19 @@ class TokenClassification(TaskType):
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
     ) -> dict[str, list]:
-        """Tokenises a batch of rows of words, each with a label, as `TextTask.encode` does rows of texts.
+        """Tokenises a batch of rows of words with a label each; arguments as in `TextTask.encode`.
 
-        The words are read as one text with spaces between them, as the encoder has seen texts. A word's label stands
-        at the first of its tokens, where it is also predicted.
+        The words are joined with spaces, like the texts that the encoder was pretrained on. A word's label is assigned
+        to its first token and predicted there.
 
         Returns:
-            Besides the columns of `sequence_columns`: `label`, a number for each token, `NO_LABEL` where there is none
-            to predict; `word_labels`, a number for each word; `word_tokens`, the place of each word's first token, -1
-            where the word was cut off or the tokenizer has nothing for it.
+            Besides the columns of `sequence_columns`: `label`, a label index for each token, `NO_LABEL` where nothing
+            is predicted; `word_labels`, a label index for each word; `word_tokens`, the position of each word's first
+            token, -1 if the word was truncated or has no token.
 
         Raises:
-            UserError: naming the row, for what is no list of words, an unknown label, or labels and words that differ
-                in number.
+            UserError: naming the row, for a value that is not a list of words, an unknown label, or different numbers
+                of labels and words.
         """
         at = [f"{where} row {number}" for number in numbers]
         in_rows = as_rows(rows)
@@ -93,7 +93,7 @@ class TokenClassification(TaskType):
         return of_tokens.sum(dim=1) / (labels != NO_LABEL).sum(dim=1).clamp(min=1)
 
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[list[str]]:
-        """Truncated words count as outside of every span."""
+        """Predicts a tag for each word; truncated words get O."""
         return [
             [names[label] if label >= 0 else "O" for label in of_row]
             for of_row in predicted_words(logits, split.notes["word_tokens"])
@@ -121,7 +121,7 @@ class TokenClassification(TaskType):
         return of_spans(name)
 
     def measurable(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Labels that do not mark spans (B-…, I-…, O) have only the accuracy of words."""
+        """Only accuracy if the labels do not mark spans (B-…, I-…, O)."""
         has_spans = all(re.fullmatch("O|[BIESLU]-.+", label) for label in labels)
         return self.metrics if has_spans else ("accuracy",)
 
@@ -138,7 +138,7 @@ class TokenClassification(TaskType):
         predicted: list[list[str]] = list(self.predictions(logits, split, labels))
         true: list[list[str]] = list(self.references(split, labels))
         sure = softmax(logits, axis=-1).max(axis=-1)
-        names = list(dict.fromkeys([*labels, "O"]))  # a word that was cut off counts as O, also without that label
+        names = list(dict.fromkeys([*labels, "O"]))  # truncated words count as O, even if it is not a label
         number = {name: place for place, name in enumerate(names)}
         flat = [np.asarray([number[name] for row in rows for name in row], int) for rows in (true, predicted)]
         judged: Judged = []
@@ -150,7 +150,7 @@ class TokenClassification(TaskType):
         return confusion(flat[0], flat[1], names), judged
 
     def shown_label(self, label: str, number: int, texts: Any) -> str:
-        """The labels beside their words."""
+        """The words with their labels, except O."""
         ids, places = texts.sequence(number), texts.split.notes[number]["word_tokens"]
         ends = [*[max(place, 0) for place in places[1:]], len(ids)]
         words = [texts.text(ids[place:end]) if place >= 0 else "…" for place, end in zip(places, ends, strict=True)]
@@ -168,11 +168,11 @@ def split_words(value: Any) -> Any:
 
 
 def predicted_words(logits: NDArray, word_tokens: list[list[int]]) -> list[list[int]]:
-    """The number of the most likely label of each word; -1 for a word without a token.
+    """The index of each word's most likely label; -1 for a word without a token.
 
     Args:
-        logits: shape (rows, tokens, labels).
-        word_tokens: position of each word's first token, by row.
+        logits: logits, shape (rows, tokens, labels).
+        word_tokens: position of each word's first token, for each row.
     """
     best = logits.argmax(axis=-1)
     return [
@@ -199,12 +199,12 @@ def _labels(row: dict[str, Any], words: list[str], at: str, layout: Layout) -> l
 
 
 def _first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> list[int]:
-    """The place of each word's first token, -1 for one without; `offsets` are characters of the joined words."""
-    word_at = np.repeat(np.arange(len(words)), [len(word) + 1 for word in words])  # each word with the space behind it
+    """The position of each word's first token, or -1; `offsets` are character offsets in the joined words."""
+    word_at = np.repeat(np.arange(len(words)), [len(word) + 1 for word in words])  # each word and the space after it
     text = " ".join(words)
     places = [-1] * len(words)
     for token, (start, end) in enumerate(offsets):
-        while start < end and text[start].isspace():  # some tokenizers count the space before a word to its token
+        while start < end and text[start].isspace():  # some tokens include the space before a word
             start += 1
         if start < end and places[word_at[start]] < 0:
             places[word_at[start]] = token

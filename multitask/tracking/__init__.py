@@ -1,1 +1,1 @@
-"""What a run leaves to look at: its folder, its numbers, the trackers, the report."""
+"""The output of a run: its folder, logged metrics, experiment trackers and HTML report."""

@@ -1,4 +1,4 @@
-"""SVG charts that take their colours from the page, light or dark, and scale with the screen."""
+"""SVG charts that inherit the page's colours (light or dark) and scale with the width of the screen."""
 
 import io
 import re
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-INK, FAINT = "#010203", "#040506"  # stand for the page's colours, which replace them in the SVG
+INK, FAINT = "#010203", "#040506"  # placeholders, replaced in the SVG by the page's colours
 
 
 PALETTE = (
@@ -66,14 +66,14 @@ STYLE: Any = {
 
 
 class _Drawing:
-    """Holds the SVG once the figure is drawn."""
+    """Holds the SVG of a figure once it has been rendered."""
 
     svg = Markup("")
 
 
 @contextmanager
 def drawing(title: str, height: float = 2.7, width: float = 4.8) -> Iterator[tuple[Axes, _Drawing]]:
-    """Yields axes and an object that has the `svg` afterwards; screen readers read `title`."""
+    """Yields axes to draw on; on exit the drawing's `svg` is set. `title` is the label for screen readers."""
     drawn = _Drawing()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -85,7 +85,7 @@ def drawing(title: str, height: float = 2.7, width: float = 4.8) -> Iterator[tup
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.S)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r' id="[a-zA-Z.]+_\d+"', "", svg)  # the same in every figure, and nothing refers to them
+    svg = re.sub(r' id="[a-zA-Z.]+_\d+"', "", svg)  # duplicated in every figure, and never referenced
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
     svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--line)")
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(title)}"', 1)
@@ -93,7 +93,7 @@ def drawing(title: str, height: float = 2.7, width: float = 4.8) -> Iterator[tup
 
 
 def lines(title: str, curves: Mapping[str, Curve], unit: str = "") -> Markup:
-    """Line chart of values over steps, by name."""
+    """A line chart of named curves over the steps."""
     with drawing(title, height=2.6 + 0.1 * len(curves)) as (axes, drawn):
         for number, (name, (steps, values)) in enumerate(curves.items()):
             x, y = thinned(steps, values)
@@ -108,7 +108,7 @@ def lines(title: str, curves: Mapping[str, Curve], unit: str = "") -> Markup:
 
 
 def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Averages a long curve down to `MOST_POINTS` points."""
+    """Reduces a long curve to `MOST_POINTS` points, each the mean of consecutive points."""
     if len(steps) <= MOST_POINTS:
         return list(steps), list(values)
     parts = [np.array_split(np.asarray(of, float), MOST_POINTS) for of in (steps, values)]
@@ -117,7 +117,7 @@ def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float
 
 
 def bars(title: str, segments: Sequence[str], of_names: Mapping[str, Sequence[float]], stacked: bool = True) -> Markup:
-    """Horizontal bars by name; the segments are stacked or placed below each other."""
+    """Horizontal bars for each name: its segments stacked in one bar, or as separate bars below each other."""
     with drawing(title, height=1.1 + (0.3 if stacked else 0.42) * len(of_names)) as (axes, drawn):
         places = np.arange(len(of_names))
         thickness = 0.7 if stacked else 0.8 / len(segments)
@@ -142,7 +142,7 @@ def bars(title: str, segments: Sequence[str], of_names: Mapping[str, Sequence[fl
 
 
 def scatter(title: str, true: Sequence[float], predicted: Sequence[float]) -> Markup:
-    """Predictions over references, with the diagonal."""
+    """Predicted against true values, with the line on which they are equal."""
     with drawing(title, height=4.2) as (axes, drawn):
         ends = [min([*true, *predicted]), max([*true, *predicted])]
         axes.plot(ends, ends, color=FAINT, linewidth=1)
@@ -160,7 +160,7 @@ def heat(
     texts: Sequence[Sequence[str]],
     axis_names: tuple[str, str] = ("", ""),
 ) -> Markup:
-    """A table of shaded cells: `shade` from -1 (warm) over 0 (clear) to 1 (cold)."""
+    """A heat map with a text in each cell; `shade` is from -1 (warm colour) through 0 (none) to 1 (cold)."""
     shade = np.nan_to_num(np.asarray(shade, float))
     longest = max(map(len, columns), default=0)
     with drawing(title, height=1.3 + 0.32 * len(rows) + 0.06 * min(longest, 36) * (longest * len(columns) > 45)) as (
@@ -190,5 +190,5 @@ def _short(name: str, most: int = 18) -> str:
 
 
 def _plain(name: str) -> str:
-    """A legend label; matplotlib hides labels that begin with an underscore."""
+    """A label that the legend shows: matplotlib hides labels that start with an underscore."""
     return name.lstrip("_") or "-"

@@ -1,4 +1,4 @@
-"""The HTML report of a run: one page without scripts and without requests."""
+"""The HTML report of a run: one self-contained page without scripts or network requests."""
 
 import datetime
 import json
@@ -24,13 +24,13 @@ Curves = dict[str, charts.Curve]
 
 
 def page(folder: Path, config: Mapping[str, Any], shares: Mapping[str, float], environment: Mapping[str, str]) -> str:
-    """Renders the report of a run from the files in its folder.
+    """Renders the report of a run as HTML from the files in its folder.
 
     Args:
-        folder: of the run, with metrics.jsonl and, once evaluated, predictions.json.
-        config: the run's configuration without private values (`trackers.shareable`).
-        shares: each task's share of the examples, as planned.
-        environment: values by name, shown as a table.
+        folder: the run's folder, with metrics.jsonl and, after an evaluation, predictions.json.
+        config: the run's configuration without private values (see `trackers.shareable`).
+        shares: each task's planned share of the examples.
+        environment: hardware and package versions: name -> value.
     """
     curves = read_curves(folder / "metrics.jsonl")
     predictions = _read(folder / "predictions.json") or {"step": None, "tasks": {}}
@@ -56,7 +56,7 @@ def page(folder: Path, config: Mapping[str, Any], shares: Mapping[str, float], e
 
 
 def describe_environment(devices: int, device: torch.device, precision: str) -> dict[str, str]:
-    """Devices, precision, system and package versions, by name."""
+    """Hardware, platform and package versions of a run, by name."""
     model = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     return {
         "devices": f"{devices} × {model}",
@@ -68,7 +68,7 @@ def describe_environment(devices: int, device: torch.device, precision: str) -> 
 
 
 def read_curves(path: Path) -> Curves:
-    """Reads metrics.jsonl into one curve per logged name."""
+    """The curve of every metric in a metrics.jsonl, by name."""
     points: dict[str, dict[int, float]] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         values = json.loads(line)
@@ -85,7 +85,7 @@ def _read(path: Path) -> Any:
 
 
 def _results(curves: Curves, tasks: list[str]) -> list[dict[str, Any]]:
-    """Rows of the table of results: each metric at the first, the best and the last evaluation."""
+    """Rows of the results table: each metric at the first, best and last evaluation."""
     names = [name for task in tasks for name in curves if name.startswith(f"eval/{task}/")]
     names += ["eval/average"] if "eval/average" in curves else []
     rows = []
@@ -98,12 +98,12 @@ def _results(curves: Curves, tasks: list[str]) -> list[dict[str, Any]]:
 
 
 def _picked(curves: Curves, names: Mapping[str, str]) -> Curves:
-    """Selects curves and renames them: {shown: logged}."""
+    """Selects and renames curves; `names` maps the displayed name to the logged one."""
     return {shown: curves[logged] for shown, logged in names.items() if logged in curves}
 
 
 def _overview(curves: Curves, shares: Mapping[str, float]) -> list[tuple[str, Markup]]:
-    """Charts of the whole run, with captions."""
+    """Captions and charts of the whole run."""
     tasks = list(shares)
     drawn: list[tuple[str, Markup]] = []
 
@@ -132,7 +132,7 @@ def _overview(curves: Curves, shares: Mapping[str, float]) -> list[tuple[str, Ma
 
 
 def _task(name: str, curves: Curves, predictions: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A task's charts with captions, its worst mistakes and its sample rows."""
+    """A task's charts with their captions, its worst mistakes and its watched rows."""
     drawn = []
     of_task = [logged for logged in curves if logged.startswith(f"eval/{name}/")]
     metrics = {logged.rpartition("/")[2]: logged for logged in of_task if logged != f"eval/{name}/loss"}
@@ -157,7 +157,7 @@ def _task(name: str, curves: Curves, predictions: Mapping[str, Any] | None) -> d
 
 
 def agreement(curves: Curves) -> list[tuple[str, Markup]]:
-    """Charts of the cosines between the tasks' gradients, logged as `agreement/[PART/]TASK/TASK`; none without."""
+    """Charts of the cosines between the tasks' gradients, logged as `agreement/[PART/]TASK/TASK`, if there are any."""
     of_parts: dict[str, dict[tuple[str, str], str]] = {}
     for name in curves:
         words = name.split("/")

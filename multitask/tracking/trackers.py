@@ -1,4 +1,4 @@
-"""Accelerate's trackers (W&B, TensorBoard, …) with the special cases that each of them needs."""
+"""Sends a run's metrics to any of Accelerate's trackers, with the settings that each of them needs."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from ..errors import UserError, first_line
 from ..utils import flatten
 
-# Names of values that differ between machines and say nothing about what is learned.
+# Settings that are paths on this machine and do not affect the training.
 PLACES = ("data_root", "model_root")
 
 
@@ -24,14 +24,14 @@ WANDB_TIMEOUT_SECONDS = 30
 Tell = Callable[[str], None]
 
 
-Points = set[tuple[int, str]]  # (step, name) of what a service has
+Points = set[tuple[int, str]]  # (step, name) of the values that a server already has
 
 
 def check_trackers(names: Iterable[str]) -> None:
     """Refuses trackers that are not installed.
 
     Raises:
-        UserError: naming the package to install.
+        UserError: names the package to install.
     """
     for name in names:
         if name not in map(str, get_available_trackers()):
@@ -41,7 +41,7 @@ def check_trackers(names: Iterable[str]) -> None:
 
 
 def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without private values: the home folder, passwords in URLs, and the keys in `PLACES`."""
+    """The configuration without private values: no home folder, no password in a URL, none of `PLACES`."""
     home = os.path.expanduser("~")
 
     def clean(value: Any) -> Any:
@@ -58,20 +58,21 @@ def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Trackers:
-    """The trackers of a run. Each receives the complete run; if one fails, the run continues without it.
+    """All trackers of a run. If one fails, it is dropped and the training continues.
 
-    When they start, the history of the run is sent again, so that curves have neither gaps nor duplicate points
-    however the previous process ended. Local trackers therefore start from nothing (they would keep points after the
-    checkpoint, or lack earlier ones on an empty disk); the W&B server is sent only the points that it lacks.
+    The whole history of the run is sent when the trackers start, so that a resumed run has neither gaps nor duplicate
+    points: steps after the last checkpoint are computed again, and values that a killed process had not sent yet are
+    in the checkpoint. Local trackers therefore start empty (otherwise they would keep the points after the checkpoint,
+    and lack those before it on a new disk); W&B's server receives only the points that it lacks.
 
     Args:
         names: Accelerate's names of the trackers.
-        project: project that the runs are grouped by.
-        folder: of the run, for those that write files.
-        run_id: id of the run; a resumed run keeps it.
-        config: the run's configuration without private values (`shareable`).
-        history: (step, values) logged so far.
-        tell: receives messages for the user.
+        project: project that groups the runs.
+        folder: the run's folder, for trackers that write files.
+        run_id: the run's id; a resumed run keeps it.
+        config: the run's configuration without private values (see `shareable`).
+        history: (step, values) of everything logged so far.
+        tell: prints a message to the user.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Trackers:
             self.log(step, values)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Sends values; lists of rows become tables, which only W&B takes."""
+        """Logs values; a list of rows is a table, which only W&B supports."""
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
         for name, tracker in list(self.started.items()):
             with self._or_without(name):
@@ -105,11 +106,11 @@ class Trackers:
                     if numbers:
                         tracker.log(numbers, step=step)
                 elif new := {k: v for k, v in values.items() if v is not None and (step, k) not in self.known}:
-                    # The step is a value, the x axis: W&B's own must never fall, and some numbers come late.
+                    # W&B's own step must never decrease, but some values arrive late: log the step as a value instead.
                     tracker.log({"step": step} | {k: _table(v) if isinstance(v, list) else v for k, v in new.items()})
 
     def finish(self) -> None:
-        """Closes the trackers; W&B waits a limited time for its uploads."""
+        """Closes the trackers; W&B waits for pending uploads, for `WANDB_TIMEOUT_SECONDS` at most."""
         for name, tracker in list(self.started.items()):
             with self._or_without(name), contextlib.redirect_stdout(io.StringIO()):
                 tracker.finish()
@@ -119,18 +120,18 @@ class Trackers:
     def _or_without(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever a service or its library does, the training goes on
+        except Exception as error:  # an error in a tracker must not stop the training
             self.started.pop(name, None)
             self.tell(f"note: the run goes on without {name}: {type(error).__name__}: {first_line(error)}")
 
 
 def _start(name: str, project: str, folder: Path, run_id: str, config: Mapping[str, Any]) -> GeneralTracker:
-    """Starts a tracker other than W&B; local data of the run is removed, as the history is sent again."""
+    """Starts a tracker other than W&B; local data of the run is deleted first, since the history is sent again."""
     options: dict[str, Any] = {}
     own = LOGGER_TYPE_TO_CLASS[name]
     if name == "tensorboard":
         shutil.rmtree(folder / name, ignore_errors=True)
-        project = ""  # the folder's name
+        project = ""  # the log folder's name is enough
     if name == "trackio":
         import trackio
 
@@ -140,7 +141,7 @@ def _start(name: str, project: str, folder: Path, run_id: str, config: Mapping[s
                 if run.name == run_id:
                     run.delete()
     tracker = own(project, folder / name, **options) if own.requires_logging_directory else own(project, **options)
-    with contextlib.redirect_stdout(io.StringIO()):  # some greet
+    with contextlib.redirect_stdout(io.StringIO()):  # some print a banner
         tracker.start()
     flat = flatten(dict(config))
     tracker.store_init_configuration({k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flat.items()})
@@ -153,11 +154,11 @@ def _start(name: str, project: str, folder: Path, run_id: str, config: Mapping[s
 def _start_wandb(
     project: str, folder: Path, run_id: str, config: Mapping[str, Any], tell: Tell
 ) -> tuple[GeneralTracker, Points]:
-    """Starts W&B: online if there is a key and the service answers, otherwise offline; without prompts or output."""
+    """Starts W&B without prompts or output: online if there is an API key and the server answers, else offline."""
     import wandb
 
     quiet = wandb.Settings(silent=True)
-    mode = wandb.setup(quiet).settings.mode  # WANDB_MODE, or what `wandb offline` has set
+    mode = wandb.setup(quiet).settings.mode  # from WANDB_MODE, or as set by `wandb offline`
     why = ""
     if mode == "online" and not wandb.login(prompt=False, verify=False):
         mode, why = "offline", "has no API key"
@@ -169,8 +170,8 @@ def _start_wandb(
             console="off",
             disable_git=True,
             disable_code=True,
-            x_disable_meta=True,  # program, arguments, host and user
-            x_transaction_log_flush_interval=1.0,  # what a run that is killed leaves
+            x_disable_meta=True,  # would send the program, arguments, host and user
+            x_transaction_log_flush_interval=1.0,  # flush often, so that a killed run loses little
             init_timeout=WANDB_TIMEOUT_SECONDS,
             finish_timeout=WANDB_TIMEOUT_SECONDS,
         )
@@ -190,14 +191,14 @@ def _start_wandb(
         if mode != "online":
             raise
         why = f"cannot be reached ({first_line(error)})"
-        wandb.teardown()  # lets go of the run
+        wandb.teardown()  # releases the failed run
         wandb.setup(quiet)
         tracker = start("offline")
     run = tracker.tracker
     if why:
         here = folder / "wandb" / Path(run.dir).parent.name
         tell(f"note: W&B {why}; the run is recorded offline, to be uploaded with: wandb sync {here}")
-    for earlier in (folder / "wandb").glob("offline-run-*"):  # all of it is sent again
+    for earlier in (folder / "wandb").glob("offline-run-*"):  # superseded: the whole history is logged again
         if earlier.name != Path(run.dir).parent.name:
             shutil.rmtree(earlier, ignore_errors=True)
     run.define_metric("step", hidden=True)

@@ -1,1 +1,1 @@
-"""Parts of the loop: optimizer, loss weighting, gradient similarity, early stopping, processes, signals."""
+"""Parts of the training loop: optimizer, loss weighting, gradient similarity, early stopping, processes, signals."""

@@ -1,4 +1,4 @@
-"""Best checkpoint and early stopping of tasks, from the evaluations of a run."""
+"""Tracks the evaluations of a run: the best checkpoint, and early stopping of tasks that no longer improve."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -12,11 +12,12 @@ AVERAGE = "average"
 
 
 def score(results: Results, name: str) -> float:
-    """The score of an evaluation; higher is better.
+    """Computes a score for which higher is better.
 
     Args:
-        results: metrics by task.
-        name: `average` over all tasks, `TASK` for the mean of its metrics, or `TASK/METRIC`. Errors are negated: -mse.
+        results: results of an evaluation.
+        name: `average` over all tasks, `TASK` for the mean of its metrics, or `TASK/METRIC`. Metrics for which lower
+            is better are negated: -mse.
     """
     task, _, metric = name.partition("/")
     chosen = results if name == AVERAGE else {task: results[task]}
@@ -34,15 +35,15 @@ def score(results: Results, name: str) -> float:
 
 @dataclass
 class EarlyStopping:
-    """State of the best checkpoint and of early stopping; saved, so that a resumed run decides as an uninterrupted
-    one.
+    """Evaluation history of a run. It is saved in checkpoints, so that a resumed run makes the same decisions.
 
     Args:
-        metric: name of the score that chooses the best checkpoint; see `score`.
-        patience: evaluations without improvement after which a task is stopped, by task.
-        best: the step of the best checkpoint so far and, under the name of `metric`, its score.
-        waits: best score and number of evaluations since, for each task with a patience.
-        stopped: step after which each stopped task was stopped, in order.
+        metric: metric that chooses the best checkpoint; a name that `score` accepts.
+        patience: for each task with early stopping, the number of consecutive evaluations without a better mean metric
+            after which it is stopped.
+        best: step of the best checkpoint so far and, under the name of `metric`, its score.
+        waits: for each task with patience, its best score and the number of evaluations since.
+        stopped: the step at which each task was stopped, in order of stopping.
     """
 
     metric: str = AVERAGE
@@ -52,7 +53,7 @@ class EarlyStopping:
     stopped: dict[str, int] = field(default_factory=dict)
 
     def add(self, step: int, results: Results) -> list[str]:
-        """Adds the evaluation after a step and returns the tasks that it stops."""
+        """Records the evaluation after a step; returns the tasks that it stops."""
         newly = []
         for task, patience in self.patience.items():
             if task not in self.stopped:
@@ -67,33 +68,33 @@ class EarlyStopping:
         return newly
 
     def is_best(self, results: Results | None) -> bool:
-        """Whether an evaluation is better than the best checkpoint."""
+        """Whether an evaluation scores higher than that of the best checkpoint."""
         return bool(results) and score(results or {}, self.metric) > self.best.get(self.metric, -math.inf)
 
     def saved(self, step: int, results: Results | None) -> None:
-        """Records that a checkpoint of this step was saved, with its evaluation, if any."""
+        """Records that a checkpoint was saved, and updates the best one if its evaluation is better."""
         if results and self.is_best(results):
             self.best = {"step": step, self.metric: score(results, self.metric)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that a checkpoint stores."""
+        """The state to save in a checkpoint."""
         return {"best": self.best, "waits": self.waits, "stopped": self.stopped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the state returned by `state_dict`."""
+        """Restores what `state_dict` returned."""
         self.best, self.waits, self.stopped = dict(state["best"]), dict(state["waits"]), dict(state["stopped"])
 
 
 def check_stopping(
     metric: str, patience: Collection[str], load_best: bool, measured: Mapping[str, Collection[str]]
 ) -> None:
-    """Checks that the evaluations of a run can decide what the configuration asks for.
+    """Refuses settings that depend on metrics that this run does not compute.
 
     Args:
-        metric: `training.metric_for_best_model`.
-        patience: tasks with a patience.
-        load_best: `training.load_best_model_at_end`.
-        measured: metrics of each task with validation rows.
+        metric: metric that chooses the best checkpoint.
+        patience: the tasks that have a patience.
+        load_best: whether to export the best checkpoint.
+        measured: the metrics of each task that has validation rows.
 
     Raises:
         UserError: naming the key.

@@ -1,6 +1,6 @@
-"""Cosine similarity of the tasks' gradients on the parameters that they share.
+"""Gradient similarity: the cosine between the tasks' gradients on the shared parameters.
 
-Positive if a step for one task also helps the other, negative if the gradients conflict (Yu et al. 2020,
+It is positive where a step for one task also helps the other, negative where the gradients conflict (Yu et al. 2020,
 arXiv:2001.06782; Du et al. 2018, arXiv:1812.02224).
 """
 
@@ -18,25 +18,27 @@ from ..model.multitask import MultitaskModel
 OTHER = "other"
 
 
-MANY = 10  # more tasks than that are measured only where it is asked for
+MANY = 10  # with more tasks, similarity is measured only if `agreement_steps` is set
 
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class GradientSimilarity:
-    """Replaces the backward passes of a step and keeps the gradients of the tasks apart until the step ends.
+    """Replaces a step's backward passes and keeps the tasks' gradients separate until the step ends.
 
-    In such a step the encoder computes the tasks separately, so that one backward pass per task costs about as much as
-    one for all. The update equals that of any other step up to the order of float32 sums and the dropout masks.
+    In a measured step the encoder computes each task's sub-batch separately, so that one backward pass per task costs
+    about as much as one for all. The update is the same as in any other step, except for the order of float32
+    additions and the dropout masks.
 
-    Memory of such a step on each device, besides the gradients: 4 bytes * shared parameters * (tasks + 1).
+    In a measured step the device holds, besides the gradients, a copy of the shared parameters' gradients for each
+    task: 4 bytes * shared parameters * (tasks + 1).
 
     Args:
-        model: the model, not wrapped by Accelerate.
-        accelerator: reduces over the processes.
-        every: steps between two measurements; 0 disables them; None measures ten times, or never with many tasks.
-        max_steps: of the run.
+        model: the model to train.
+        accelerator: the run's accelerator.
+        every: steps between two measurements; 0 for none, None for ten over the run, unless there are many tasks.
+        max_steps: total number of steps.
     """
 
     def __init__(self, model: MultitaskModel, accelerator: Accelerator, every: int | None, max_steps: int):
@@ -62,18 +64,19 @@ class GradientSimilarity:
                 f"note: whether {len(self.own)} tasks agree is not measured, as it would take {needed:.1f} GiB on "
                 f"each device; training.agreement_steps: N measures it every N steps"
             )
-        self.rows: Tensor | None = None  # of each task the gradient of the shared parameters, those of a part together
+        self.rows: Tensor | None = None  # shape (tasks, shared parameters), columns grouped by part
         self.own_rows: list[Tensor] = []
 
     def is_due(self, step: int) -> bool:
-        """Whether a step is measured: multiples of `every`, so that a resumed run measures the same steps."""
+        """Whether a step is measured: every multiple of `every`, so that a resumed run measures the same steps."""
         return self.is_possible and self.every > 0 and step % self.every == 0
 
     def backward(self, terms: Sequence[Tensor]) -> None:
-        """The backward pass of one pass on this process, without exchanging gradients.
+        """Runs backward for a pass of this process, without reducing the gradients over processes yet.
 
         Args:
-            terms: loss terms in the order of the tasks; they do not share activations.
+            terms: each task's term of the loss, in the tasks' order; no two depend on the same activations, except
+                the word embeddings.
         """
         scaler = self.accelerator.scaler  # with float16
         if self.rows is None:
@@ -84,17 +87,17 @@ class GradientSimilarity:
             gradients = torch.autograd.grad(term, [*self.shared, *own], retain_graph=True, allow_unused=True)
             places = [*row.split(self.sizes), *own_row.split([p.numel() for p in own])]
             for place, gradient in zip(places, gradients, strict=True):
-                if gradient is not None:  # the task has no row in this pass
+                if gradient is not None:  # None if the task has no rows in this pass
                     place += gradient.flatten()
 
     def finish(self, examples: Mapping[str, int]) -> dict[str, float]:
-        """Sets each parameter's `grad` to what ordinary backward passes of the step would have left there.
+        """Sets each parameter's `grad` to what ordinary backward passes would have accumulated.
 
         Args:
-            examples: number of examples in the step by task, over all processes.
+            examples: number of examples of each task in the step, over all processes.
 
         Returns:
-            The cosines between tasks with examples in the step, by logged name.
+            The cosines between tasks with examples in the step, by their names in the log.
         """
         assert self.rows is not None
         for row in self.rows:
@@ -114,11 +117,11 @@ def _set_gradients(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
 
 
 def cosines(products: Mapping[str, Tensor], examples: Mapping[str, int]) -> dict[str, float]:
-    """Cosines from the inner products of the tasks' gradients, overall and for each named part.
+    """Computes cosines from inner products of the tasks' gradients, overall and for each named part of the encoder.
 
     Args:
-        products: inner products by part of the encoder, shape (tasks, tasks).
-        examples: number of examples by task; tasks without examples are left out.
+        products: inner products for each part of the encoder, shape (tasks, tasks).
+        examples: number of examples of each task; tasks without examples are left out.
 
     Returns:
         `agreement/TASK_A/TASK_B` and `agreement/PART/TASK_A/TASK_B`, A before B; pairs with a zero or non-finite
@@ -137,9 +140,9 @@ def cosines(products: Mapping[str, Tensor], examples: Mapping[str, int]) -> dict
 
 
 def part_of(name: str) -> str:
-    """The part of the encoder that a parameter belongs to: `embeddings`, `layer_N` (from 0) or `other`.
+    """The part of the encoder that a parameter belongs to: `embeddings`, `layer_N` from 0, or `OTHER`.
 
-    For ALBERT, whose layers share parameters in groups, N is the number of the group.
+    ALBERT's layers share parameters in groups, so for ALBERT `layer_N` is a group.
     """
     if layer := re.search(r"(?:^|\.)(?:layers?|albert_layer_groups)\.(\d+)\.", name):
         return f"layer_{layer[1]}"

@@ -1,8 +1,8 @@
-"""Weights of the task losses: as configured, by number of classes, learned (uncertainty) or adaptive (FAMO).
+"""Loss weighting: fixed weights, by the size of the label space, learned uncertainty, or FAMO.
 
-The loss of a step is the sum over its examples of weight * factor * example loss, divided by the batch size; the
-weight is the configuration's, the factor is what the methods here choose. Whatever they choose it from is summed over
-all passes and processes first, or is a sum over examples itself, so that neither makes a difference.
+The loss of a step is the sum over its examples of weight * factor * example loss, divided by the batch size. The
+weight comes from the configuration; the methods here choose the factor. They compute it from sums over all passes and
+processes, so that the result does not depend on how a step is split.
 """
 
 import math
@@ -19,14 +19,14 @@ from .distributed import whole
 
 
 class LossWeighting:
-    """Constant factors (`size_of_label_space`); the base class of the other methods.
+    """Constant factors (`static` with ones, `size_of_label_space`); base class of the other methods.
 
     A step calls `begin`, `terms` in each pass, and `end`.
 
     Args:
-        weights: configured weight by task.
-        batch_size: examples per step, over all tasks and processes.
-        factors: constant factor by task; 1 by default.
+        weights: weight of each task, from the configuration.
+        batch_size: examples in a step, over all tasks and processes.
+        factors: factor of each task; 1 by default.
     """
 
     def __init__(self, weights: Mapping[str, float], batch_size: int, factors: Mapping[str, float] | None = None):
@@ -36,21 +36,21 @@ class LossWeighting:
     def begin(
         self, examples: Mapping[str, int], num_passes: int, pass_losses: Callable[[int], Mapping[str, Tensor]]
     ) -> None:
-        """Before the passes of a step.
+        """Called before the passes of a step.
 
         Args:
-            examples: of each task in the step, over all processes.
-            num_passes: number of passes, the same on every process.
-            pass_losses: maps the number of a pass to the sum of example losses by task on this process, computed with
-                the current weights and the dropout of that pass.
+            examples: number of examples of each task in the step, over all processes.
+            num_passes: number of passes on every process.
+            pass_losses: pass index -> each task's sum of example losses in that pass of this process, computed with
+                the current parameters and the dropout of that pass.
         """
 
     def terms(self, sums: Mapping[str, Tensor], rows: Mapping[str, int]) -> list[Tensor]:
-        """The loss terms of the tasks in one pass on this process; over all passes and processes they sum to the loss.
+        """Each task's term of the loss in a pass; the terms of all passes and processes sum to the step's loss.
 
         Args:
-            sums: sum of example losses in the pass by task, scalars with gradients.
-            rows: number of examples in the pass by task.
+            sums: sum of each task's example losses in the pass, scalars with gradients.
+            rows: number of examples of each task in the pass.
 
         Returns:
             A scalar for each task.
@@ -59,22 +59,22 @@ class LossWeighting:
         return [factors[task] * total / self.batch_size for task, total in sums.items()]
 
     def end(self) -> None:
-        """After the update."""
+        """Called after the update."""
 
     def values(self) -> dict[str, float]:
-        """The current weights for the log; empty if they are the configured ones."""
+        """The weight of each task's example losses, for the log; empty if only the configured weights apply."""
         return {f"train/{task}/loss_weight": self.weights[task] * factor for task, factor in self.factors.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """State besides the model's parameters, as JSON values."""
+        """The state to save in a checkpoint besides the model's parameters; it survives a round trip through JSON."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
 
 
 class Static(LossWeighting):
-    """The configured weights, without factors."""
+    """Only the configured weights."""
 
     def values(self) -> dict[str, float]:
         return {}
@@ -84,13 +84,14 @@ class Uncertainty(LossWeighting):
     """Homoscedastic uncertainty, learned (Kendall, Gal and Cipolla 2018, arXiv:1705.07115, equations 7 and 10).
 
     An example's loss L becomes L / (2 sigma^2) + log sigma for a regression and L / sigma^2 + log sigma otherwise,
-    with sigma of its task. What is learned is s = log sigma^2, from 0, for which the paper gives its reason: no
-    division, no sigma below zero. As both parts are summed over examples, an idle task has neither.
+    with one sigma per task. The learned parameter is s = log sigma^2, initialised to 0; as the paper explains, this
+    avoids a division and keeps sigma positive. Both terms are summed over examples, so an idle task contributes
+    neither.
 
     Args:
-        weights: of each task; on both parts of an example's loss.
+        weights: weight of each task, applied to both terms.
         batch_size: examples in a step.
-        model: holds each task's s, which its optimizer trains.
+        model: holds each task's s as a parameter.
         regressions: the tasks that are regressions.
     """
 
@@ -114,27 +115,28 @@ class Uncertainty(LossWeighting):
 
 
 class Famo(LossWeighting):
-    """FAMO: all losses fall at the same rate (Liu et al. 2023, arXiv:2306.03792, algorithm 1).
+    """FAMO: decreases all losses at the same rate (Liu et al. 2023, arXiv:2306.03792, algorithm 1).
 
     With z the softmax of the tasks' logits and l_t the mean loss of task t in the step, the loss of the step is
-    sum_t weight_t * q_t * l_t with q_t = (z_t / l_t) / sum_u (z_u / l_u), so the configured shares do not count and
-    the losses' scales neither. After the update the same examples give new losses; d_t = log l_t - log l'_t is how far
-    each has fallen, and the logits follow Adam along dz/dlogits * d + decay * logits, which favours what fell least.
+    sum_t weight_t * q_t * l_t with q_t = (z_t / l_t) / sum_u (z_u / l_u), so it depends neither on the sampling shares
+    nor on the scales of the losses. After the update the same examples give new losses l'_t; d_t = log l_t - log l'_t
+    is each loss's decrease. Adam updates the logits with the gradient dz/dlogits * d + decay * logits, which favours
+    the tasks whose loss decreased least.
 
-    Costs, for any number of tasks, one forward without gradients after each update, and another one before a step of
-    several passes, whose losses must be known before the first backward. Tasks without examples in a step are left out
-    of its softmax, and their logits, with what Adam knows of them, as they are.
+    The cost, for any number of tasks, is one forward without gradients after each update, and another one before a
+    step of several passes, whose losses must be known before the first backward. Tasks without examples in a step are
+    left out of its softmax; their logits and Adam moments do not change.
 
     Args:
-        weights: of each task, on top of the method's.
+        weights: weight of each task, multiplied with the method's factors.
         batch_size: examples in a step.
         reduce: sums a tensor over the processes.
-        rate: Adam's, as in the authors' code.
-        decay: of the logits, towards equal weights; the paper's gamma.
+        rate: Adam's learning rate, as in the authors' code.
+        decay: weight decay of the logits, towards equal weights; the paper's gamma.
     """
 
     epsilon = 1e-8  # added to losses, as in the authors' code; also Adam's
-    rounding = 1e-6  # of sums in float32: a loss that has changed by less has not changed
+    rounding = 1e-6  # rounding error of float32 sums: smaller changes of a loss count as none
 
     def __init__(
         self,
@@ -164,7 +166,7 @@ class Famo(LossWeighting):
         return self.reduce(torch.stack(passes).sum(dim=0))
 
     def terms(self, sums: Mapping[str, Tensor], rows: Mapping[str, int]) -> list[Tensor]:
-        if self.num_passes == 1:  # whose losses are those of the step
+        if self.num_passes == 1:  # the losses of the pass are those of the step
             self._weigh(self.reduce(torch.stack(list(sums.values())).detach()))
         return super().terms(sums, rows)
 
@@ -183,9 +185,9 @@ class Famo(LossWeighting):
 
     def end(self) -> None:
         fallen = np.log(self.losses) - np.log(self._means(self._measure()))
-        if not np.isfinite(fallen).all():  # the next step finds out and says so
+        if not np.isfinite(fallen).all():  # `check_losses` reports it in the next step
             return
-        fallen[abs(fallen) < self.rounding] = 0  # Adam would make a whole step of it
+        fallen[abs(fallen) < self.rounding] = 0  # Adam would scale the rounding error to a full step
         here = self.present
         gradient = self.shares * (fallen - (self.shares * fallen).sum()) + self.decay * self.logits[here]
         self.updates[here] += 1
@@ -210,12 +212,12 @@ def build_loss_weighting(
     batch_size: int,
     reduce: Callable[[Tensor], Tensor],
 ) -> LossWeighting:
-    """The balancing of a run by its name in the configuration.
+    """Builds the loss weighting by its name in the configuration.
 
     Args:
         method: `static`, `size_of_label_space`, `uncertainty` or `famo`.
-        model: the one that is trained; with `uncertainty` it gets what is learned for it.
-        tasks: in the configuration's order.
+        model: the model to train; `uncertainty` adds its log variances to it.
+        tasks: the tasks, in the configuration's order.
         batch_size: examples in a step.
         reduce: sums a tensor over the processes.
     """

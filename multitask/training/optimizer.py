@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate."""
+"""The optimizer and the learning rate schedule."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
-# Peak of the schedule for log variances. They are not weights of a pretrained network: at its rate of some 1e-5 a step
-# they would stay where they begin, while what they should come to is the logarithm of a loss.
+# Peak learning rate of the log variances. They start at 0 and must reach the logarithm of a loss; at the encoder's
+# learning rate, about 1e-5, they would hardly move.
 LOG_VARIANCE_RATE = 0.01
 
 
@@ -18,16 +18,16 @@ def build_optimizer(
     weight_decay: float,
     own_rates: Sequence[tuple[Sequence[nn.Parameter], float]] = (),
 ) -> torch.optim.AdamW:
-    """Builds AdamW for the trainable parameters (fused if available), without weight decay on biases and norms.
+    """AdamW on the trainable parameters, fused except on XLA; biases and norms have no weight decay.
 
     Args:
-        model: the model to optimize.
-        learning_rate: peak learning rate.
-        weight_decay: weight decay of weight matrices.
-        own_rates: parameters with a peak learning rate of their own, and that rate.
+        model: the model to optimise.
+        learning_rate: peak of the schedule.
+        weight_decay: weight decay of the weight matrices.
+        own_rates: (parameters, peak) of the parameters with a different peak learning rate.
 
     Returns:
-        The optimizer; `scale` of each of its groups is the factor between the schedule and the group's learning rate.
+        The optimizer; `scale` in each parameter group is the group's learning rate divided by the schedule's.
     """
     log_variances = set(getattr(model, "log_variances", nn.Module()).parameters())
     trainable = [p for p in model.parameters() if p.requires_grad and p not in log_variances]
@@ -48,7 +48,7 @@ def build_optimizer(
 
 
 def check_losses(step: int, losses: Mapping[str, float], learning_rate: float) -> None:
-    """Stops before a non-finite loss reaches the weights.
+    """Refuses a loss that is infinite or NaN before it is applied to the weights.
 
     Raises:
         FloatingPointError: naming the step and the task.
@@ -62,7 +62,7 @@ def check_losses(step: int, losses: Mapping[str, float], learning_rate: float) -
 
 
 def forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sets gradients to None, so that the optimizer skips the parameters; with zeros it would apply weight decay."""
+    """Sets gradients to None, so that the optimizer skips the parameters; with zeros, weight decay would apply."""
     for parameter in parameters:
         parameter.grad = None
 
@@ -70,8 +70,8 @@ def forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def lr_schedule(kind: str, peak: float, warmup_ratio: float, max_steps: int) -> Callable[[int], float]:
     """The learning rate as a stateless function of the number of steps done.
 
-    The formulas are those of `transformers`: from 0 to `peak` in a straight line, reached after
-    `round(warmup_ratio * max_steps)` steps; then `linear` or `cosine` to exactly 0 after `max_steps`, or `constant`.
+    The formulas are those of `transformers`: linear warm-up from 0 to `peak` over `round(warmup_ratio * max_steps)`
+    steps, then `linear` or `cosine` decay to exactly 0 at `max_steps`, or `constant`.
     """
     name = {"constant": "constant_with_warmup"}.get(kind, kind)
     unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)

@@ -1,7 +1,7 @@
-"""The state of a run: `TrainState` during training, `SavedState` as stored in `state.json`.
+"""The state of a run: `TrainState` in memory, `SavedState` as written to a checkpoint's `state.json`.
 
-Weights and the optimizer's moments are tensors and have files of their own (`checkpoints/format.py`); everything else
-is here, and nothing else reads or writes `state.json`.
+Weights and optimizer moments are tensors in separate files (`checkpoints/format.py`); everything else is here, and no
+other module reads or writes `state.json`.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from ..tasks.metrics import Results, average
 from .early_stopping import EarlyStopping
 from .loss_weighting import LossWeighting
 
-FORMAT_VERSION = 2  # 1 had no version, and another name for `padded_tokens` in its window
+FORMAT_VERSION = 2  # 1 had no version field, and called the window's `padded_tokens` `computed_tokens`
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
 
 
 class Stateful(Protocol):
-    """Something with a state, as `torch.distributed.checkpoint.stateful` defines it."""
+    """An object with a state dict, as in `torch.distributed.checkpoint.stateful`."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -40,23 +40,21 @@ class SavedState:
     """The content of `state.json`.
 
     Args:
-        step: steps done.
-        run_id: the trackers' name of the run.
-        command: the command line of the run.
+        step: number of steps done.
+        run_id: the run's id in the trackers.
+        command: command line of the run.
         labels: names of each task's labels.
-        rows: rows of the dataset by task and split, `{"rte": {"train": 2490, "validation": 277}}`.
-        results: the evaluation after this step; None if there was none.
-        average: the mean over its tasks.
-        best: of `EarlyStopping`: the step of the best checkpoint and its score.
-        waits: of `EarlyStopping`: each task's best score, and evaluations since.
-        stopped: of `EarlyStopping`: after how many steps tasks were stopped.
-        balancing: the state of the loss weighting.
+        rows: number of dataset rows by task and split, `{"rte": {"train": 2490, "validation": 277}}`.
+        results: results of the evaluation after this step; None without one.
+        average: mean of `results` over the tasks.
+        best: step and score of the best checkpoint (`EarlyStopping`).
+        waits: each task's best score and the number of evaluations since (`EarlyStopping`).
+        stopped: the step at which each task was stopped (`EarlyStopping`).
+        balancing: state of the loss weighting.
         window: sums since the last logged step.
-        scaler: the state of fp16's gradient scaler; None in other precisions.
-        seconds: duration of the run so far, over all resumptions.
-        max_steps: as planned; 0 if it is not known.
-        versions: of the packages that matter.
-        format_version: of this file.
+        scaler: state of the fp16 gradient scaler; None in other precisions.
+        versions: versions of `PACKAGES`.
+        format_version: version of this file's format.
     """
 
     step: int
@@ -78,7 +76,7 @@ class SavedState:
     format_version: int = FORMAT_VERSION
 
     def trained_run(self, best_by: str | None = None) -> TrainedRun:
-        """Facts about the run for model cards; `best_by` is the metric by which this checkpoint was chosen."""
+        """The run's entries for a model card; `best_by` is the metric by which this is the best checkpoint."""
         results = self.results or {}
         return TrainedRun(self.step, self.command, self.versions, self.rows, results, self.stopped, best_by)
 
@@ -88,10 +86,10 @@ class SavedState:
 
     @classmethod
     def read(cls, folder: Path) -> "SavedState":
-        """The state in a checkpoint's folder.
+        """Reads the state from a checkpoint's folder.
 
         Raises:
-            UserError: if it cannot be read, or a newer version of this project wrote it.
+            UserError: if the file cannot be read, or was written by a newer version of this project.
         """
         path = folder / "state.json"
         try:
@@ -110,24 +108,21 @@ class SavedState:
 
 @dataclass
 class TrainState:
-    """A run between two steps.
+    """The state of a run between two steps.
 
     Args:
-        model: with its trained parameters.
-        optimizer: of these, not wrapped by Accelerate.
-        weighting: of the losses.
-        stopping: what the evaluations have shown so far.
+        model: the model.
+        optimizer: the optimizer, not wrapped by Accelerate.
+        weighting: the loss weighting.
+        stopping: the evaluation history.
         window: sums since the last logged step.
-        scaler: of the gradients, with fp16.
-        max_steps: of the run, as it is planned now.
-        command: the command line.
+        scaler: the fp16 gradient scaler.
+        command: command line of the run.
         labels: names of each task's labels.
-        rows: rows of the dataset by task and split.
-        step: steps done.
-        results: the evaluation after this step, if there was one.
-        run_id: the trackers' name of the run; a resumed run keeps it.
-        seconds: that the run had taken when it was resumed.
-        planned_steps: of the run when it was saved; 0 for a new one.
+        rows: number of dataset rows by task and split.
+        step: number of steps done.
+        results: results of the evaluation after this step; None without one.
+        run_id: the run's id in the trackers; a resumed run keeps it.
     """
 
     model: MultitaskModel
@@ -152,11 +147,11 @@ class TrainState:
         return self.seconds + time.monotonic() - self.started
 
     def advance(self, step: int) -> None:
-        """Records the update of a step; its evaluation is still missing."""
+        """Sets the step after an update, and clears the results of the last evaluation."""
         self.step, self.results = step, None
 
     def saved(self) -> SavedState:
-        """A copy of the state, without tensors."""
+        """The state to write to `state.json`: everything except the tensors."""
         return SavedState(
             step=self.step,
             run_id=self.run_id,
@@ -175,7 +170,7 @@ class TrainState:
         )
 
     def load(self, saved: SavedState) -> None:
-        """Restores a saved state."""
+        """Restores the state that `saved` returned."""
         self.step, self.results, self.run_id = saved.step, saved.results, saved.run_id or self.run_id
         self.seconds, self.planned_steps = saved.seconds, saved.max_steps
         self.stopping.load_state_dict({"best": saved.best, "waits": saved.waits, "stopped": saved.stopped})

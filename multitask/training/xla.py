@@ -1,4 +1,4 @@
-"""XLA (TPUs): static shapes, and where graphs end."""
+"""XLA support: static shapes and graph boundaries."""
 
 import torch
 from accelerate import Accelerator
@@ -8,12 +8,12 @@ from ..errors import UserError
 
 
 def uses_static_shapes(setting: bool | None, accelerator: Accelerator) -> bool:
-    """Whether to use static shapes: as configured, by default on XLA, and always with FSDP.
+    """Whether to use static shapes: the setting, or by default on XLA and with FSDP.
 
-    With FSDP, processes exchange the weights of a layer, so all must compute the same layers in the same order.
+    With FSDP, processes gather each layer's weights together, so all must run the same layers in the same order.
 
     Raises:
-        UserError: if they are switched off with FSDP.
+        UserError: if the setting disables static shapes with FSDP.
     """
     if setting is False and accelerator.is_fsdp2:
         raise UserError("training.static_shapes: false is not possible with FSDP; leave it out")
@@ -21,7 +21,7 @@ def uses_static_shapes(setting: bool | None, accelerator: Accelerator) -> bool:
 
 
 def begin_pass(seed: int) -> None:
-    """Seeds the random numbers of a pass; on XLA also ends the graph before it."""
+    """Seeds the random numbers of a pass; on XLA, first executes the pending operations as a separate graph."""
     end_graph()
     torch.manual_seed(seed)
     if is_torch_xla_available():
@@ -31,10 +31,10 @@ def begin_pass(seed: int) -> None:
 
 
 def end_graph() -> None:
-    """On XLA, ends the current graph; elsewhere does nothing.
+    """On XLA, executes the operations traced so far; elsewhere execution is eager and this does nothing.
 
-    Without it, values read one by one may be wrong: PyTorch/XLA treats two graphs with the same operations as one even
-    if they use different arguments twice (https://github.com/pytorch/xla/issues/8353).
+    Reading values one at a time from a pending graph can give wrong numbers: PyTorch/XLA treats two graphs with the
+    same operations as one, whichever arguments they use twice (https://github.com/pytorch/xla/issues/8353).
     """
     if is_torch_xla_available():
         import torch_xla
