@@ -26,28 +26,28 @@ from .pictures import Judged
 
 
 class TaskType(ABC):
-    """A type of task: how a row is read, the head, the loss, what is measured and shown.
+    """A type of task: how it reads rows, its head, loss, metrics and error analysis.
 
-    Everything that depends on the type asks it. A new type is a subclass in a file of its own and a line in the
-    registry (`tasks/__init__.py`), or a call of `register`.
+    All type-specific behaviour is defined here. To add a type, write a subclass in its own module and add it to the
+    registry (`tasks/__init__.py`), or call `register`.
 
     Attributes:
-        name: what the configuration calls it.
-        auto_class: the `transformers` class that puts this head on an encoder.
-        hub_name: what the hub calls it; also the name of a pipeline in `transformers`, where there is one.
+        name: its name in the configuration.
+        auto_class: the `transformers` auto class with this head.
+        hub_name: its task name on the hub; also its pipeline in `transformers`, if there is one.
         columns: types of the columns that `encode` adds to the sequences; `label` first.
-        metrics: names of the metrics that can measure it, its usual ones first.
-        num_default_metrics: how many of those it reports unless told otherwise.
-        prediction: type of one of the predictions that a metric takes.
-        reference: the same for what is right.
-        num_inputs: how many columns `inputs` may name, at least and at most.
-        inputs_wanted: which these are, for an error message.
-        input_names: what each input may also be called in rows to predict; the first is used for all tasks alike.
+        metrics: names of the supported metrics, default ones first.
+        num_default_metrics: how many of `metrics` are reported by default.
+        prediction: `datasets` type of a prediction that a metric takes.
+        reference: `datasets` type of a reference that a metric takes.
+        num_inputs: minimum and maximum number of columns in `inputs`.
+        inputs_wanted: describes these columns in error messages.
+        input_names: alternative names of each input in rows to predict; the first is the same for all tasks.
         reads_choices: whether the configuration names columns of choices.
         several_sequences: whether the head takes rows of several sequences, shape (rows, sequences, tokens).
         has_token_labels: whether a row has a label for each of its tokens.
-        answer_types: of what `answers` gives, by name, beside probabilities.
-        problem_type: what `transformers` calls it in a model's configuration.
+        answer_types: Arrow types of the fields that `answers` returns, except probabilities.
+        problem_type: `problem_type` in the model's `transformers` configuration.
     """
 
     name: ClassVar[str]

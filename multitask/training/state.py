@@ -53,6 +53,8 @@ class SavedState:
         balancing: state of the loss weighting.
         window: sums since the last logged step.
         scaler: state of the fp16 gradient scaler; None in other precisions.
+        seconds: duration of the run so far, over all resumptions.
+        max_steps: planned length of the run; 0 if unknown.
         versions: versions of `PACKAGES`.
         format_version: version of this file's format.
     """
@@ -117,12 +119,16 @@ class TrainState:
         stopping: the evaluation history.
         window: sums since the last logged step.
         scaler: the fp16 gradient scaler.
+        max_steps: planned length of the run.
         command: command line of the run.
         labels: names of each task's labels.
         rows: number of dataset rows by task and split.
         step: number of steps done.
         results: results of the evaluation after this step; None without one.
         run_id: the run's id in the trackers; a resumed run keeps it.
+        seconds: duration of the run before it was resumed.
+        planned_steps: length of the run when it was saved; 0 for a new run.
+        started: when this process began, on the monotonic clock.
     """
 
     model: MultitaskModel
