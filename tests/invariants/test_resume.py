@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, kind, c
     [
         ("--training.seed", "1", "training.seed was 0, is 1"),
         ("--training.batch_size", "6", "training.batch_size was 12, is 6"),
-        ("--training.max_steps", "9", "training.max_steps was 8, is 9"),
+        ("--training.warmup_ratio", "0.5", "training.warmup_ratio was 0.06, is 0.5"),
         ("--model.dropout", "0.2", "model.dropout was 0.1, is 0.2"),
         ("--tasks.animal.weight", "2", "tasks.animal.weight was 1.0, is 2.0"),
     ],
