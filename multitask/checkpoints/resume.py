@@ -158,6 +158,8 @@ def find_best(
     url = config.training.resume_from_checkpoint.rstrip("/")
     places = [place for place in (config.checkpoints.remote, url, url.rpartition("/")[0]) if place]
     fetch: list[Callable[[], object]] = [lambda: None, lambda: shutil.copytree(beside, best)]
+    if url and not url.startswith("gs://"):  # a checkpoint of another run, or that run's folder
+        fetch += [lambda: shutil.copytree(find_checkpoint(url).with_name(step_name(step)), best)]
     fetch += [partial(download_checkpoint, place, step, best) for place in places if place.startswith("gs://")]
     for attempt in fetch:
         with suppress(OSError, UserError, ValueError):
