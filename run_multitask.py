@@ -337,7 +337,7 @@ def run(config: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     command = Command(load_config(config, flatten(dict(settings))), line=f"multitask.train({str(config)!r})")
     accelerator = start_accelerator()
     folder = Path(command.config.training.output_dir)
-    with caught_signals() as stop_signal, locked_run_folder(folder, accelerator.is_main_process):
+    with caught_signals() as stop_signal, locked_run_folder(folder, accelerator):
         status = train(command, accelerator, stop_signal)
     accelerator.end_training()
     if status:
@@ -352,8 +352,8 @@ def main() -> None:
         quiet_libraries()
         accelerator = start_accelerator()
         if command.mode == "train":
-            folder, is_writer = Path(command.config.training.output_dir), accelerator.is_main_process
-            locked = locked_run_folder(folder, is_writer and not command.dry_run)
+            folder = Path(command.config.training.output_dir)
+            locked = nullcontext() if command.dry_run else locked_run_folder(folder, accelerator)
             with caught_signals() as stop_signal, locked:
                 status = train(command, accelerator, stop_signal)
         else:

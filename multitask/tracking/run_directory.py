@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from ..config.schema import Config, to_yaml
 from ..errors import UserError
+from ..training.distributed import from_main_process
 from ..utils import flatten, write_atomically
 
 NUMBERS = ("metrics.jsonl", "metrics.json", "predictions.json", "watched.jsonl")
@@ -146,31 +148,32 @@ def changed_setting(earlier: dict[str, Any], config: Config) -> str | None:
 
 
 @contextlib.contextmanager
-def locked_run_folder(folder: Path, is_main_process: bool) -> Iterator[None]:
-    """Locks a run's folder for this process. A folder that is created and not used is removed again.
+def locked_run_folder(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Locks a run's folder for these processes. A folder that is created and not used is removed again.
 
     Raises:
-        UserError: if the folder cannot be made, or another process trains in it.
+        UserError: on all processes, if the folder cannot be created or another process trains in it.
     """
-    if not is_main_process:
-        yield
-        return
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"training.output_dir: {error.filename} cannot be written: {error.strerror}") from error
-    lock = RunLock(folder)
-    lock.acquire()
+    lock, made = RunLock(folder), [path for path in (folder, *folder.parents) if not path.exists()]
+
+    def take() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"training.output_dir: {error.filename} cannot be written: {error.strerror}") from error
+        lock.acquire()
+
+    from_main_process(accelerator, take)
     try:
         yield
     finally:
-        lock.release()
-        if made and {path.name for path in folder.iterdir()} <= {lock.path.name, lock.holder.name}:
-            shutil.rmtree(folder)
-            for parent in made[1:]:
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
+        if accelerator.is_main_process:
+            lock.release()
+            if made and {path.name for path in folder.iterdir()} <= {lock.path.name}:
+                shutil.rmtree(folder)
+                for parent in made[1:]:
+                    with contextlib.suppress(OSError):
+                        parent.rmdir()
 
 
 def remove_run(folder: Path) -> None:
