@@ -46,8 +46,8 @@ def quiet_libraries() -> None:
 class WholeLines(io.TextIOBase):
     """A stream into a log (`kubectl logs`, Cloud Logging, Slurm), which shows nothing before a line ends.
 
-    Progress bars begin with a carriage return and overwrite themselves; here each state of a bar is a line, at most
-    one in so many seconds, and always the last one. Everything else passes unchanged.
+    Progress bars begin with a carriage return and overwrite themselves. Here a bar is shown as a line once in so many
+    seconds, and at its end if it was shown before; short ones are not shown. Everything else passes unchanged.
 
     Args:
         stream: where the lines go.
@@ -56,15 +56,18 @@ class WholeLines(io.TextIOBase):
 
     def __init__(self, stream: TextIO, seconds: float = 30.0):
         self.stream, self.seconds = stream, seconds
-        self.bar, self.written, self.shown = "", "", -math.inf
+        self.bar, self.shown, self.is_shown, self.since = "", "", False, time.monotonic()
 
     def write(self, text: str) -> int:
         if text.startswith("\r"):
+            is_new = not self.bar
             self.bar = text.strip()
-            if self.bar and time.monotonic() - self.shown >= self.seconds:
+            if is_new:
+                self.is_shown, self.since = False, time.monotonic()
+            elif self.bar and time.monotonic() - self.since >= self.seconds:
                 self._show()
-        elif text == "\n" and self.bar:  # a bar that stays has ended
-            if self.bar != self.written:
+        elif text == "\n" and self.bar:  # the end of a bar that stays
+            if self.is_shown and self.bar != self.shown:
                 self._show()
             self.bar = ""
         else:
@@ -74,7 +77,7 @@ class WholeLines(io.TextIOBase):
     def _show(self) -> None:
         self.stream.write(f"{self.bar}\n")
         self.stream.flush()
-        self.written, self.shown = self.bar, time.monotonic()
+        self.is_shown, self.shown, self.since = True, self.bar, time.monotonic()
 
     def flush(self) -> None:
         self.stream.flush()

