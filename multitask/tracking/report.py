@@ -23,7 +23,13 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy")
 Curves = dict[str, charts.Curve]
 
 
-def page(folder: Path, config: Mapping[str, Any], shares: Mapping[str, float], environment: Mapping[str, str]) -> str:
+def page(
+    folder: Path,
+    config: Mapping[str, Any],
+    shares: Mapping[str, float],
+    environment: Mapping[str, str],
+    duration: str = "",
+) -> str:
     """Renders the report of a run as HTML from the files in its folder.
 
     Args:
@@ -31,6 +37,7 @@ def page(folder: Path, config: Mapping[str, Any], shares: Mapping[str, float], e
         config: the run's configuration without private values (see `trackers.shareable`).
         shares: each task's planned share of the examples.
         environment: hardware and package versions: name -> value.
+        duration: how long the run took so far; empty if unknown.
     """
     curves = read_curves(folder / "metrics.jsonl")
     predictions = _read(folder / "predictions.json") or {"step": None, "tasks": {}}
@@ -52,6 +59,7 @@ def page(folder: Path, config: Mapping[str, Any], shares: Mapping[str, float], e
         agreement=agreement(curves),
         config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
         environment=environment,
+        duration=duration,
     )
 
 

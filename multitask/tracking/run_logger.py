@@ -139,11 +139,12 @@ class RunLogger:
 
         path = self.folder / "report" / "index.html"
         devices = self.accelerator
-        environment = {"duration": duration(self.state.elapsed()), **self.origin}
+        environment = dict(self.origin)
         environment |= describe_environment(devices.num_processes, devices.device, devices.mixed_precision)
+        seconds = duration(self.state.elapsed())
         try:
             path.parent.mkdir(exist_ok=True)
-            write_atomically(path, page(self.folder, self.config, self.shares, environment))
+            write_atomically(path, page(self.folder, self.config, self.shares, environment, seconds))
         except Exception as error:  # no picture is worth a run
             if not self.complained:
                 tqdm.write(f"note: {path} cannot be written: {first_line(error)}")

@@ -21,6 +21,7 @@ def test_a_run_leaves_what_the_readme_says(mixture_config, write_config, program
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
     assert sorted(p.name for p in folder.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.yaml",
         "export",

@@ -176,7 +176,7 @@ def test_a_run_leaves_a_report_that_is_the_same_after_a_resume(train, mixture_co
     page_at_the_end = path.read_text()
     parsed = Parsed(page_at_the_end)
     assert all(f'id="task-{name}"' in page_at_the_end for name in TASKS) and "Step 6" in parsed.text
-    assert [tag for tag, _ in parsed.elements].count("svg") == 8 + 2 * 3
+    assert [tag for tag, _ in parsed.elements].count("svg") == 9 + 2 * 3
     assert "Largest errors (step 6)" in parsed.text and "max_tokens_per_pass" in parsed.text
     shutil.rmtree(folder / "checkpoints" / "step-00000006")
     (folder / "predictions.json").write_text("{}")  # of later than the checkpoint; it is set back
