@@ -316,7 +316,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         if is_stopped:
             break
         started = time.perf_counter()
-    log.bar.close()
+    log.close()
     if is_stopped:
         checkpoints.wait()
         accelerator.print(

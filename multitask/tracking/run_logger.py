@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -108,6 +109,12 @@ class RunLogger:
             refresh=False,
         )
         self.log(step, values)
+
+    def close(self) -> None:
+        """Closes the bar; what stands beside it is printed where a log does not show it."""
+        self.bar.close()
+        if self.bar.postfix and not sys.stderr.isatty():
+            self.print(f"step {self.state.step:,} of {self.state.max_steps:,}: {self.bar.postfix}")
 
     def look(self, task: TaskData, logits: NDArray[np.float32], tokenizer: PreTrainedTokenizerBase) -> None:
         """Keeps what the report shows of an evaluation's logits."""
