@@ -33,7 +33,10 @@ def test_a_short_real_run_changes_every_parameter(config, program, tmp_path):
     for task in tasks:
         exported = task.type.auto_class.from_pretrained(tmp_path / "run" / "export" / task.name)
         after = dict(exported.named_parameters())
-        for name, parameter in before.tasks[task.name].named_parameters():
+        whole = {f"bert.{name}": p for name, p in before.encoder.named_parameters()}
+        whole |= dict(before.tasks[task.name].named_parameters())
+        assert whole.keys() == after.keys()
+        for name, parameter in whole.items():
             assert not torch.equal(parameter, after[name]), f"{task.name}: {name} did not change"
             compared += 1
     assert compared == 3 * 105  # of each task: 6 layers of 16, embeddings 5, pooler 2, classifier 2
