@@ -184,7 +184,10 @@ def test_the_run_is_the_one_that_the_design_describes(train, mixture_config):
         expected.append([total, norm.item()])
     np.testing.assert_allclose(curve(folder), np.array(expected), rtol=1e-4)
     after = weights(folder)
-    for name, parameter in ((f"{t}.{n}", p) for t in TASKS for n, p in model.tasks[t].named_parameters()):
+    encoder = [(f"{t}.bert.{n}", p) for t in TASKS for n, p in model.encoder.named_parameters()]
+    heads = [(f"{t}.{n}", p) for t in TASKS for n, p in model.tasks[t].named_parameters()]
+    assert {name for name, _ in (*encoder, *heads)} == after.keys()
+    for name, parameter in (*encoder, *heads):
         assert_same_weight(name, after[name], parameter.detach())
 
 
