@@ -113,7 +113,7 @@ class RunLogger:
     def close(self) -> None:
         """Closes the bar; what stands beside it is printed where a log does not show it."""
         self.bar.close()
-        if self.bar.postfix and not sys.stderr.isatty():
+        if self.accelerator.is_main_process and self.bar.postfix and not sys.stderr.isatty():
             self.print(f"step {self.state.step:,} of {self.state.max_steps:,}: {self.bar.postfix}")
 
     def look(self, task: TaskData, logits: NDArray[np.float32], tokenizer: PreTrainedTokenizerBase) -> None:
