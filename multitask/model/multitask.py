@@ -35,8 +35,8 @@ class MultitaskModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # First, so that the encoder's parameters have one name that belongs to no task.
-        self.encoder: Any = None
+        self.encoder: Any
+        self.register_module("encoder", None)  # before the tasks, so that its parameters come first
         self.tasks = nn.ModuleDict()
         self.log_variances = nn.ModuleDict()  # one number for each task, where losses are weighted by uncertainty
         self.adapters: dict[str, list[str]] = {}  # names of the LoRA adapters of each task

@@ -53,7 +53,7 @@ class RunLogger:
     ):
         self.folder, self.config, self.state = folder, shareable(dataclasses.asdict(config)), state
         self.origin = shareable(describe_origin(state.command))
-        self.metric, self.best_scores = config.training.metric_for_best_model, best_scores(folder)
+        self.best_scores = best_scores(folder)
         self.shares = {task: float(share) for task, share in shares.items()}
         self.accelerator = accelerator
         self.seen: dict[str, dict[str, Any]] = {}

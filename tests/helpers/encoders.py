@@ -32,7 +32,7 @@ WORDS = [
 ]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
-_SIZE = {
+SIZE = {
     "vocab_size": len(SPECIAL) + len(WORDS),
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -41,21 +41,19 @@ _SIZE = {
     "max_position_embeddings": 66,
     "pad_token_id": 0,
 }
-_DISTILBERT = {"vocab_size": _SIZE["vocab_size"], "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+_DISTILBERT = {"vocab_size": SIZE["vocab_size"], "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
 _DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0, "pooler_hidden_size": 16}
 _TOKEN_IDS = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 ENCODER_CONFIGS = {
-    "bert": transformers.BertConfig(**_SIZE),
-    "roberta": transformers.RobertaConfig(**_SIZE, type_vocab_size=1),
-    "xlm-roberta": transformers.XLMRobertaConfig(**_SIZE, type_vocab_size=1),
-    "electra": transformers.ElectraConfig(**_SIZE, embedding_size=8),
-    "deberta-v2": transformers.DebertaV2Config(**_SIZE, **_DEBERTA, position_biased_input=False),
-    "mpnet": transformers.MPNetConfig(**_SIZE),
+    "bert": transformers.BertConfig(**SIZE),
+    "roberta": transformers.RobertaConfig(**SIZE, type_vocab_size=1),
+    "xlm-roberta": transformers.XLMRobertaConfig(**SIZE, type_vocab_size=1),
+    "electra": transformers.ElectraConfig(**SIZE, embedding_size=8),
+    "deberta-v2": transformers.DebertaV2Config(**SIZE, **_DEBERTA, position_biased_input=False),
+    "mpnet": transformers.MPNetConfig(**SIZE),
     "distilbert": transformers.DistilBertConfig(**_DISTILBERT, max_position_embeddings=66),
-    "albert": transformers.AlbertConfig(**_SIZE, embedding_size=8),
-    "modernbert": transformers.ModernBertConfig(
-        **_SIZE, **_TOKEN_IDS, global_attn_every_n_layers=2, local_attention=8
-    ),
+    "albert": transformers.AlbertConfig(**SIZE, embedding_size=8),
+    "modernbert": transformers.ModernBertConfig(**SIZE, **_TOKEN_IDS, global_attn_every_n_layers=2, local_attention=8),
 }
 
 

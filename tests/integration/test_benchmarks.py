@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.paths import ROOT
 
-from benchmarks import gpu, gpu_contenders, workload
+from benchmarks import gpu, gpu_contenders, isolated, workload
 from benchmarks.bench import QUESTIONS, _measure, main
 from benchmarks.results import Results
 from multitask.errors import UserError
@@ -111,11 +111,11 @@ def test_figures_survive_a_kill(tmp_path):
 def test_the_contenders_on_a_gpu_work_without_one_too(name, encoders, tmp_path, monkeypatch):
     """What they measure there is not looked at."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     options = ["--config", "configs/quickstart.yaml", "--model.encoder", str(encoders("bert"))]
     options += ["--model.max_length", "64", "--tracking.report_to", "[]", "--training.eval_steps", "null"]
     options += ["--training.save_steps", "null", "--training.output_dir", str(tmp_path), "--training.batch_size", "8"]
-    measured = gpu_contenders.run(name, options, 2, 3, tmp_path / "run", 8)
+    # In a process of its own, as in a benchmark: Accelerate keeps a process's precision.
+    measured = isolated.call(tmp_path / "log", gpu_contenders.run, name, options, 2, 3, tmp_path / "run", 8)
     assert measured["tokens"] == workload.tokens(options, 2, 5) and measured["seconds"] > 0
     assert measured["busy"] == measured["peak_bytes"] == 0  # of a GPU
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
-from helpers.encoders import ENCODER_CONFIGS
+from helpers.encoders import ENCODER_CONFIGS, SIZE
 from helpers.lanes import fast_if
 from helpers.tasks import ALL_TASKS, batch_of, packed_of
 
@@ -100,15 +100,6 @@ EXPECTED_CALLS = {
     "xlm-roberta": (Method.PACKED, 1),
     "mpnet": (Method.GROUPED, 0),
     "deberta-v2": (Method.GROUPED, 0),
-}
-SIZE = {
-    "vocab_size": 26,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 66,
-    "pad_token_id": 0,
 }
 TOKENS = {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
 SMALL = {"vocab_size": 26, "pad_token_id": 0}
