@@ -29,7 +29,7 @@ from multitask.checkpoints.manager import CheckpointManager
 from multitask.checkpoints.warm_start import warm_start
 from multitask.cli.arguments import Command, read_command
 from multitask.cli.commands import OTHER_MODES
-from multitask.cli.console import plan, quiet_libraries, results_table
+from multitask.cli.console import plan, quiet_libraries, results_table, what_is_where
 from multitask.config.load import load_config
 from multitask.config.schema import TrainingConfig, to_yaml
 from multitask.data.loader import StepDataset, StepLoader
@@ -271,7 +271,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     log = RunLogger(folder, config, shares, state, accelerator)
     log.length()
     max_tokens = training.max_tokens_per_pass
-    evaluator = Evaluator(plain_model, tasks, tokenizer, accelerator, max_tokens, static, stop_signal, log.look)
+    evaluator = Evaluator(plain_model, tasks, pad, accelerator, max_tokens, static, stop_signal, log.look)
     similarity = GradientSimilarity(plain_model, accelerator, training.agreement_steps, max_steps)
     mixture = mixture_without(state.stopping.stopped)
     share = {"num_devices": accelerator.num_processes, "device": accelerator.process_index}
@@ -329,7 +329,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     accelerator.print(f"\n{results_table(state.results or {}, tasks)}")
     log.report()
     checkpoints.export(folder / "export")
-    return checkpoints.close(0, log.log, folder / "export", folder / "report")
+    status = checkpoints.close(0, log.log, folder / "export", folder / "report")
+    accelerator.print(f"\n{what_is_where(folder, config.checkpoints.remote if not status else None)}")
+    return status
 
 
 def run(config: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from multitask.cli.arguments import read_command
 from multitask.config.schema import Config
 from multitask.errors import UserError, first_line, mistakes_in_one_line
 from multitask.tasks.base import TASK_TYPES
+from multitask.training.gradient_similarity import GROUP as AGREEMENT
 
 
 def build(config: Config, entity: str) -> ws.Workspace:
@@ -37,22 +38,24 @@ def build(config: Config, entity: str) -> ws.Workspace:
         sections=sections(
             metrics,
             has_uploads=config.checkpoints.remote is not None,
-            has_agreement=config.training.agreement_steps != 0 and _shares_parameters(config),
+            agreement=config.tracking.agreement if _is_agreement_measured(config) else None,
             has_loss_weights=config.training.loss_balancing != "static",
         ),
         settings=ws.WorkspaceSettings(x_axis="step"),
     )
 
 
-def _shares_parameters(config: Config) -> bool:
+def _is_agreement_measured(config: Config) -> bool:
+    if config.training.agreement_steps == 0:
+        return False
     scope = config.adapters.scope if config.adapters else "frozen" if config.model.freeze_encoder else "all"
     return len(config.tasks) > 1 and scope not in ("per_task", "frozen")
 
 
 def sections(
-    metrics: Mapping[str, Sequence[str]], has_uploads: bool, has_agreement: bool, has_loss_weights: bool
+    metrics: Mapping[str, Sequence[str]], has_uploads: bool, agreement: str | None, has_loss_weights: bool
 ) -> list[ws.Section]:
-    """The sections for tasks with their metrics."""
+    """The sections for tasks with their metrics; `agreement` is `tracking.agreement`, None if it is not measured."""
     found = []
     for task, names in metrics.items():
         of_task = [_lines(f"{task}: validation", *(f"eval/{task}/{name}" for name in names))]
@@ -69,10 +72,13 @@ def sections(
     ]
     if has_loss_weights:
         mixture.append(_lines("Factor of each loss", *(f"train/{task}/loss_weight" for task in metrics)))
-    agreement = [
-        _lines("Cosine between two tasks' gradients", *(f"agreement/{a}/{b}" for a, b in combinations(metrics, 2))),
-        panels.LinePlot(title="The same in each layer", x="step", metric_regex="agreement/[^/]+/[^/]+/[^/]+"),
-    ]
+    cosines = [_lines("Cosine between the gradients of two tasks, average", f"{AGREEMENT}/average")]
+    if agreement in ("pairs", "layers"):
+        pairs = (f"{AGREEMENT}/{a}/{b}" for a, b in combinations(metrics, 2))
+        cosines.append(_lines("Cosine between two tasks' gradients", *pairs))
+    if agreement == "layers":
+        pattern = f"{AGREEMENT}/[^/]+/[^/]+/[^/]+"
+        cosines.append(panels.LinePlot(title="The same in each layer", x="step", metric_regex=pattern))
     efficiency = [
         _lines("Tokens per second", "train/tokens_per_second"),
         _lines("Padding, share of the tokens", "train/padding_share"),
@@ -81,8 +87,8 @@ def sections(
     ]
     checkpoints = [_lines("Seconds that training waited", "checkpoint/seconds")]
     checkpoints += [_lines("Seconds of an upload", "checkpoint/upload_seconds")] if has_uploads else []
-    rest = {"mixture": mixture} | ({"agreement": agreement} if has_agreement else {})
-    rest |= {"efficiency": efficiency, "checkpoints": checkpoints}
+    rest = {"mixture": mixture, "efficiency": efficiency, "checkpoints": checkpoints}
+    rest |= {"agreement": cosines} if agreement else {}
     return found + [ws.Section(name=name, panels=some, is_open=name == "mixture") for name, some in rest.items()]
 
 

@@ -35,7 +35,7 @@ class Snapshot:
     encoder_config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     state: SavedState
-    texts: dict[str, str]  # by file name
+    files: dict[str, bytes]  # contents by file name
 
 
 def take_snapshot(
@@ -63,10 +63,10 @@ def take_snapshot(
         encoder_config=type(first.config).from_dict(first.config.to_dict()),
         tokenizer=tokenizer,
         state=state,
-        texts={
-            "config.yaml": config,
-            "state.json": state.to_json(),
-            **{path.name: path.read_text() for path in numbers},
+        files={
+            "config.yaml": config.encode(),
+            "state.json": state.to_json().encode(),
+            **{path.name: path.read_bytes() for path in numbers},
         },
     )
 
@@ -92,9 +92,9 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         save_file(snapshot.optimizer, partial / "optimizer.safetensors", metadata={"format": "pt"})
         snapshot.encoder_config.save_pretrained(partial / "encoder")
         save_tokenizer(snapshot.tokenizer, partial / "encoder")
-        for name, text in snapshot.texts.items():
-            (partial / name).write_text(text)
-        digest = hashlib.sha256(snapshot.texts["config.yaml"].encode()).hexdigest()
+        for name, content in snapshot.files.items():
+            (partial / name).write_bytes(content)
+        digest = hashlib.sha256(snapshot.files["config.yaml"]).hexdigest()
         state = snapshot.state
         write_manifest(partial, step=state.step, config_digest=digest, versions=state.versions)
         match_modes(partial, partial / "state.json")
@@ -106,7 +106,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         if "No space left" not in str(error):
             raise
         tensors = (*snapshot.weights.values(), *snapshot.optimizer.values())
-        needed = sum(t.nbytes for t in tensors) + sum(len(text.encode()) for text in snapshot.texts.values())
+        needed = sum(t.nbytes for t in tensors) + sum(map(len, snapshot.files.values()))
         raise UserError(
             f"training.output_dir: {folder} needs {needed:,} bytes and does not fit on its disk, which has {free:,} "
             f"left; the checkpoints before it are whole: make room and go on"

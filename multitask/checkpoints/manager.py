@@ -125,7 +125,6 @@ class CheckpointManager:
         merge = self.config.adapters is None or self.config.adapters.merge
         run = SavedState.read(chosen).trained_run(best_by)
         export_run(model, self.tasks, self.tokenizer, self.config, run, folder, merge)
-        print(f"\nOne model per task in {folder}; the numbers in {self.folder / 'metrics.json'}")
 
     def wait(self) -> None:
         """Waits until the last checkpoint is on disk; raises the error if writing failed."""

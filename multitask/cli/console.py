@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TextIO
 
 import datasets
@@ -202,6 +203,20 @@ def oddities(
                 f"{max_tokens_per_pass:,}, and gets a pass of its own; raise it if memory allows"
             )
     return notes
+
+
+def what_is_where(folder: Path, remote: str | None) -> str:
+    """The last line of a run: where its models, report and numbers are.
+
+    Args:
+        folder: of the run.
+        remote: bucket that has copies of them, if any.
+    """
+    copies = f"; copies in {remote}" if remote else ""
+    return (
+        f"One model per task in {folder / 'export'}, the report in {folder / 'report' / 'index.html'}, the numbers in "
+        f"{folder / 'metrics.json'}{copies}"
+    )
 
 
 def results_table(results: Results, tasks: Sequence[TaskData]) -> str:

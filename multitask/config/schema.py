@@ -222,10 +222,15 @@ class TrackingConfig:
     Args:
         report_to: Any of Accelerate's trackers; wandb without an API key records offline. Empty for none.
         project: Project name under which the trackers group runs.
+        agreement: What trackers show of the similarity of the tasks' gradients: its average over all pairs of tasks,
+            also each pair (pairs), or also each pair in each layer (layers). The report shows all of it.
+        log_predictions: Send sample rows with their predictions to W&B; false keeps the data's texts out of trackers.
     """
 
     report_to: list[TrackerName] = field(default_factory=lambda: ["wandb"])
     project: str = "multitask"
+    agreement: Literal["average", "pairs", "layers"] = "average"
+    log_predictions: bool = True
 
 
 @dataclass(frozen=True)

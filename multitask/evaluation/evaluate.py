@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from ..data.packing import labels_of, pack, split_into_passes
 from ..data.split import Split
@@ -25,6 +24,9 @@ from ..training.signals import Stopped
 from ..training.xla import end_graph
 
 LOSS_ROWS = 1024  # at once, which bounds the memory for outputs of each token
+
+
+Values = Sequence | NDArray  # predictions or references
 
 
 class Evaluation(NamedTuple):
@@ -52,21 +54,21 @@ class Evaluator:
         max_tokens_per_pass: limit of tokens at a time.
         static_shapes: see `compute_logits`.
         stop: returns the number of the signal that this process received, or 0.
-        look: is called with each task and its logits.
+        look: is called with each task, its logits, predictions and references.
     """
 
     def __init__(
         self,
         model: MultitaskModel,
         tasks: Sequence[TaskData],
-        tokenizer: PreTrainedTokenizerBase,
+        pad_token_id: int,
         accelerator: Accelerator,
         max_tokens_per_pass: int,
         static_shapes: bool,
         stop: Callable[[], int],
-        look: Callable[[TaskData, NDArray[np.float32], PreTrainedTokenizerBase], None],
+        look: Callable[[TaskData, NDArray[np.float32], Values, Values], object],
     ):
-        self.model, self.tasks, self.tokenizer, self.accelerator = model, tasks, tokenizer, accelerator
+        self.model, self.tasks, self.pad_token_id, self.accelerator = model, tasks, pad_token_id, accelerator
         self.max_tokens_per_pass, self.static_shapes = max_tokens_per_pass, static_shapes
         self.stop, self.look = stop, look
 
@@ -77,7 +79,7 @@ class Evaluator:
         started = time.perf_counter()
         try:
             with progress_bar(self.tasks, self.accelerator) as self.bar:
-                results = evaluate_tasks(self.tasks, self._logits)
+                results = evaluate_tasks(self.tasks, self._logits, self.look)
             return Evaluation(results, self.losses, time.perf_counter() - started)
         except Stopped:
             return None
@@ -93,13 +95,12 @@ class Evaluator:
             task.name,
             split,
             self.accelerator,
-            self.tokenizer.pad_token_id,
+            self.pad_token_id,
             self.max_tokens_per_pass,
             self.static_shapes,
             self.bar.update,
         )
         self.losses[task.name] = mean_loss(task.type, logits, split)
-        self.look(task, logits, self.tokenizer)
         return logits
 
 
@@ -239,12 +240,17 @@ def predict(
     return in_order
 
 
-def evaluate_tasks(tasks: Sequence[TaskData], logits_of: Callable[[TaskData, Split], NDArray[np.float32]]) -> Results:
+def evaluate_tasks(
+    tasks: Sequence[TaskData],
+    logits_of: Callable[[TaskData, Split], NDArray[np.float32]],
+    look: Callable[[TaskData, NDArray[np.float32], Values, Values], object] = lambda *_: None,
+) -> Results:
     """Computes all metrics of the tasks that have validation rows.
 
     Args:
         tasks: tasks to evaluate.
         logits_of: maps a task and its validation rows to logits, as returned by `predict`.
+        look: as of `Evaluator`.
     """
     results: Results = {}
     for task in tasks:
@@ -252,6 +258,7 @@ def evaluate_tasks(tasks: Sequence[TaskData], logits_of: Callable[[TaskData, Spl
             logits = logits_of(task, task.validation)
             predictions = task.type.predictions(logits, task.validation, task.labels)
             references = task.type.references(task.validation, task.labels)
+            look(task, logits, predictions, references)
             results[task.name] = {}
             for name in task.metrics:
                 metric = task.type.load_metric(name, len(task.labels))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Value
 from numpy.typing import NDArray
@@ -182,21 +181,13 @@ class TaskType(ABC):
     def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
         """A summary of the predictions (see `error_analysis.describe`) and a judgement of each row, for the report."""
 
-    def first_rows(self, split: Split) -> NDArray:
-        """The first row of the split that belongs to each example."""
-        return np.arange(len(split))
-
-    def shown_inputs(self, parts: list[str]) -> list[str]:
-        """The parts of a sequence that are inputs of the row."""
-        return parts
-
-    def shown_label(self, label: str, number: int, texts: Any) -> str:
+    def shown_label(self, label: str, row: dict[str, Any], layout: Layout) -> str:
         """A label, formatted for reading.
 
         Args:
             label: label as returned by `look`.
-            number: number of the example.
-            texts: an `error_analysis.RowTexts`.
+            row: its row of the dataset.
+            layout: the columns to read.
         """
         return label
 

@@ -31,6 +31,8 @@ class TaskData(Task):
         weight: factor on the example losses.
         train: rows to train on.
         validation: rows to evaluate on, if any.
+        validation_rows: the same as they stand in the dataset.
+        layout: the columns that are read.
     """
 
     metrics: tuple[str, ...] = ()
@@ -38,6 +40,8 @@ class TaskData(Task):
     _: KW_ONLY
     train: Split
     validation: Split | None
+    validation_rows: Dataset | None
+    layout: Layout
 
     def num_rows(self) -> dict[str, int]:
         """Number of dataset rows by split."""
@@ -79,8 +83,10 @@ def load_task(
     tokenizer_hash = tokenizer_hash or Hasher.hash(tokenizer)
     source = task_type.source()
 
-    def tokenise(dataset: Dataset, split: str, most: int | None) -> Split:
-        dataset = dataset.select(range(min(most or len(dataset), len(dataset))))
+    def first(dataset: Dataset, most: int | None) -> Dataset:
+        return dataset.select(range(min(most or len(dataset), len(dataset))))
+
+    def tokenise(dataset: Dataset, split: str) -> Split:
         where = f"tasks.{name}: {split}"
         made_of = (dataset._fingerprint, source, where, layout, tokenizer_hash, max_length)
         encoded = dataset.map(
@@ -97,7 +103,9 @@ def load_task(
         )
         return as_split(encoded, task_type.num_sequences(layout), task_type, len(dataset))
 
-    train_split = tokenise(train, config.train_split, config.max_train_examples)
+    train = first(train, config.max_train_examples)
+    validation = validation and first(validation, config.max_eval_examples)
+    train_split = tokenise(train, config.train_split)
     return TaskData(
         name=name,
         type=task_type,
@@ -106,7 +114,9 @@ def load_task(
         metrics=metrics,
         weight=config.weight,
         train=train_split,
-        validation=validation and tokenise(validation, str(config.validation_split), config.max_eval_examples),
+        validation=validation and tokenise(validation, str(config.validation_split)),
+        validation_rows=validation,
+        layout=layout,
     )
 
 

@@ -75,13 +75,13 @@ class MultipleChoice(TextTask):
         numbers = [str(number) for number in range(len(labels))]
         return confusion(true, predicted, shown), judged_classes(true, predicted, logits, numbers)
 
-    def shown_inputs(self, parts: list[str]) -> list[str]:
-        """All parts but the last, which is the choice."""
-        return parts[:-1] if len(parts) > 1 else parts
-
-    def shown_label(self, label: str, number: int, texts: Any) -> str:
+    def shown_label(self, label: str, row: dict[str, Any], layout: Layout) -> str:
         """The choice's text."""
-        return (texts.parts(number, int(label)) or [""])[-1]
+        choices = layout.choices
+        assert choices is not None
+        return str(
+            value_at(row, choices)[int(label)] if isinstance(choices, str) else value_at(row, choices[int(label)])
+        )
 
     def usage(self, name: str, num_inputs: int) -> str:
         return model_usage(

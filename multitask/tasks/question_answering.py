@@ -167,12 +167,7 @@ class QuestionAnswering(TaskType):
             right_text = " / ".join(dict.fromkeys(answers)) or "no answer"
             judged.append((one["answer"] or "no answer", right_text, one["score"], one["score"] * (score < 1)))
         bars = {name: counts for name, counts in bars.items() if sum(counts)}
-        return {"kind": "bars", "segments": ["right", "in part", "wrong"], "bars": bars}, judged
-
-    def first_rows(self, split: Split) -> NDArray:
-        """The index of each question's first window."""
-        examples = np.asarray(split.notes["example"][:])
-        return np.flatnonzero(np.diff(examples, prepend=examples[0] - 1))
+        return {"kind": "bars", "segments": ["correct", "in part", "wrong"], "bars": bars}, judged
 
     def usage(self, name: str, num_inputs: int) -> str:
         return model_usage(

@@ -149,12 +149,9 @@ class TokenClassification(TaskType):
             judged.append(("\n".join(p), "\n".join(t), surest, max(errors, default=0.0)))
         return confusion(flat[0], flat[1], names), judged
 
-    def shown_label(self, label: str, number: int, texts: Any) -> str:
+    def shown_label(self, label: str, row: dict[str, Any], layout: Layout) -> str:
         """The words with their labels, except O."""
-        ids, places = texts.sequence(number), texts.split.notes[number]["word_tokens"]
-        ends = [*[max(place, 0) for place in places[1:]], len(ids)]
-        words = [texts.text(ids[place:end]) if place >= 0 else "…" for place, end in zip(places, ends, strict=True)]
-        labels = zip(words, label.split("\n"), strict=True)
+        labels = zip(value_at(row, layout.inputs[0]), label.split("\n"), strict=True)
         return " ".join(f"{word}/{name}" for word, name in labels if name != "O") or "O everywhere"
 
     def usage(self, name: str, num_inputs: int) -> str:

@@ -98,7 +98,8 @@ def lines(title: str, curves: Mapping[str, Curve], unit: str = "") -> Markup:
         for number, (name, (steps, values)) in enumerate(curves.items()):
             x, y = thinned(steps, values)
             style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(x) <= 30 else {}
-            axes.plot(x, y, label=_plain(name), color=PALETTE[number % len(PALETTE)], **style)
+            axes.plot(x, y, label=_plain(name), color=PALETTE[number % len(PALETTE)], clip_on=False, **style)
+        axes.margins(x=0)
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -147,7 +148,7 @@ def scatter(title: str, true: Sequence[float], predicted: Sequence[float]) -> Ma
         ends = [min([*true, *predicted]), max([*true, *predicted])]
         axes.plot(ends, ends, color=FAINT, linewidth=1)
         axes.scatter(true, predicted, s=9, color=COLD, alpha=0.55, linewidths=0)
-        axes.set_xlabel("right")
+        axes.set_xlabel("label")
         axes.set_ylabel("predicted")
     return drawn.svg
 

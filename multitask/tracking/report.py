@@ -15,6 +15,7 @@ import yaml
 from markupsafe import Markup
 
 from ..tasks.metrics import HIGHER_IS_BETTER
+from ..training.gradient_similarity import GROUP
 from . import charts
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy")
@@ -41,25 +42,33 @@ def page(
     """
     curves = read_curves(folder / "metrics.jsonl")
     predictions = _read(folder / "predictions.json") or {"step": None, "tasks": {}}
-    template = jinja2.Environment(
+    return (
+        environment_of_templates()
+        .get_template("report.html.jinja")
+        .render(
+            name=folder.resolve().name,
+            step=max((int(steps[-1]) for steps, _ in curves.values()), default=0),
+            written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+            results=_results(curves, list(shares)),
+            overview=_overview(curves, shares),
+            tasks=[_task(name, curves, predictions["tasks"].get(name)) for name in shares],
+            evaluated_at=predictions["step"],
+            agreement=agreement(curves),
+            config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+            environment=environment,
+            duration=duration,
+        )
+    )
+
+
+def environment_of_templates() -> jinja2.Environment:
+    """The templates in this folder; what is put into them is escaped."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    ).get_template("report.html.jinja")
-    return template.render(
-        name=folder.resolve().name,
-        step=max((int(steps[-1]) for steps, _ in curves.values()), default=0),
-        written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        results=_results(curves, list(shares)),
-        overview=_overview(curves, shares),
-        tasks=[_task(name, curves, predictions["tasks"].get(name)) for name in shares],
-        evaluated_at=predictions["step"],
-        agreement=agreement(curves),
-        config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
-        environment=environment,
-        duration=duration,
     )
 
 
@@ -110,13 +119,18 @@ def _picked(curves: Curves, names: Mapping[str, str]) -> Curves:
     return {shown: curves[logged] for shown, logged in names.items() if logged in curves}
 
 
+def drawable(curves: Curves) -> Curves:
+    """The curves with more than one point; a single number stands in the table."""
+    return {name: curve for name, curve in curves.items() if len(curve[0]) > 1}
+
+
 def _overview(curves: Curves, shares: Mapping[str, float]) -> list[tuple[str, Markup]]:
     """Captions and charts of the whole run."""
     tasks = list(shares)
     drawn: list[tuple[str, Markup]] = []
 
     def add(caption: str, chosen: Curves, unit: str = "") -> None:
-        if chosen:
+        if chosen := drawable(chosen):
             drawn.append((caption, charts.lines(caption, chosen, unit)))
 
     add("Training loss", _picked(curves, {"all": "train/loss"} | {task: f"train/{task}/loss" for task in tasks}))
@@ -144,32 +158,32 @@ def _task(name: str, curves: Curves, predictions: Mapping[str, Any] | None) -> d
     drawn = []
     of_task = [logged for logged in curves if logged.startswith(f"eval/{name}/")]
     metrics = {logged.rpartition("/")[2]: logged for logged in of_task if logged != f"eval/{name}/loss"}
-    if metrics:
-        drawn.append(("Validation", charts.lines(f"{name}: validation", _picked(curves, metrics))))
+    if chosen := drawable(_picked(curves, metrics)):
+        drawn.append(("Validation", charts.lines(f"{name}: validation", chosen)))
     if predictions:
         picture = predictions["picture"]
         kind, title = picture["kind"], f"{name}: predictions"
         if kind == "scatter":
-            drawn.append(("Predicted and right", charts.scatter(title, picture["true"], picture["predicted"])))
+            drawn.append(("Predictions and labels", charts.scatter(title, picture["true"], picture["predicted"])))
         elif kind == "bars":
             drawn.append(("Validation rows", charts.bars(title, picture["segments"], picture["bars"])))
         else:
             counts, labels = picture["counts"], picture["labels"]
             shade = [[count / max(sum(of_row), 1) for count in of_row] for of_row in counts]
             texts = [[str(count) for count in of_row] for of_row in counts]
-            caption = "Right (rows) and predicted (columns)"
+            caption = "Labels (rows) and predictions (columns)"
             caption += f"; {picture['others']:,} with other labels" if picture["others"] else ""
-            drawn.append((caption, charts.heat(title, labels, labels, shade, texts, ("right", "predicted"))))
+            drawn.append((caption, charts.heat(title, labels, labels, shade, texts, ("label", "predicted"))))
     predictions = predictions or {"mistakes": [], "watched": [], "type": ""}
     return {"name": name, "charts": drawn} | {key: predictions[key] for key in ("type", "mistakes", "watched")}
 
 
 def agreement(curves: Curves) -> list[tuple[str, Markup]]:
-    """Charts of the cosines between the tasks' gradients, logged as `agreement/[PART/]TASK/TASK`, if there are any."""
+    """Charts of the cosines between the tasks' gradients, logged as `GROUP/[PART/]TASK/TASK`, if there are any."""
     of_parts: dict[str, dict[tuple[str, str], str]] = {}
     for name in curves:
         words = name.split("/")
-        if words[0] == "agreement" and len(words) in (3, 4):
+        if words[0] == GROUP and len(words) in (3, 4):
             of_parts.setdefault("" if len(words) == 3 else words[1], {})[words[-2], words[-1]] = name
     drawn = []
     if whole := of_parts.pop("", {}):
@@ -179,7 +193,8 @@ def agreement(curves: Curves) -> list[tuple[str, Markup]]:
         texts = [[f"{cosine:.2f}" for cosine in of_row] for of_row in cosines]
         drawn.append(("Last", charts.heat("Agreement of the tasks' gradients", tasks, tasks, cosines, texts)))
         over_time = {f"{a}, {b}": curves[name] for (a, b), name in whole.items()}
-        drawn.append(("Over the steps", charts.lines("Agreement over the steps", over_time, "cosine")))
+        if over_time := drawable(over_time):
+            drawn.append(("Over the steps", charts.lines("Agreement over the steps", over_time, "cosine")))
     if of_parts:
         pairs = list(dict.fromkeys(pair for part in of_parts.values() for pair in part))
         parts = sorted(of_parts, key=lambda part: (not part.startswith("emb"), len(part), part))

@@ -17,10 +17,11 @@ from filelock import FileLock, Timeout
 
 from ..config.schema import Config, to_yaml
 from ..errors import UserError
+from ..evaluation.validation_rows import NAME as VALIDATION_ROWS
 from ..training.distributed import from_main_process
 from ..utils import flatten, write_atomically
 
-NUMBERS = ("metrics.jsonl", "metrics.json", "predictions.json", "watched.jsonl")
+NUMBERS = ("metrics.jsonl", "metrics.json", "predictions.json", "watched.jsonl", VALIDATION_ROWS)
 
 
 # Settings that may differ when a run is resumed, as they do not change the result. (training.eval_steps does where
@@ -43,6 +44,8 @@ HARMLESS = {
     "checkpoints.remote",
     "tracking.report_to",
     "tracking.project",
+    "tracking.agreement",
+    "tracking.log_predictions",
     "data_root",
     "model_root",
     "num_proc",

@@ -13,12 +13,13 @@ import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from ..config.schema import Config
 from ..errors import first_line
 from ..evaluation.error_analysis import describe
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.evaluate import Evaluation, Values
+from ..evaluation.validation_rows import NAME as VALIDATION_ROWS
+from ..evaluation.validation_rows import RowPredictions, of_task, write_rows
 from ..tasks.load import TaskData
 from ..tasks.metrics import HIGHER_IS_BETTER, Results, average
 from ..training.early_stopping import score
@@ -26,7 +27,7 @@ from ..training.state import TrainState
 from ..utils import write_atomically
 from .origin import describe_origin, duration
 from .run_directory import append_metrics, write_results
-from .trackers import Trackers, shareable
+from .trackers import Trackers, shareable, without_details
 from .window import evaluation_values
 
 
@@ -52,11 +53,13 @@ class RunLogger:
         accelerator: Accelerator,
     ):
         self.folder, self.config, self.state = folder, shareable(dataclasses.asdict(config)), state
+        self.tracking = config.tracking
         self.origin = shareable(describe_origin(state.command))
         self.best_scores = best_scores(folder)
         self.shares = {task: float(share) for task, share in shares.items()}
         self.accelerator = accelerator
         self.seen: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, RowPredictions] = {}
         self.reported, self.complained = 0, False
         names = config.tracking.report_to if accelerator.is_main_process else []
         self.trackers = Trackers(
@@ -65,7 +68,7 @@ class RunLogger:
             folder,
             state.run_id,
             self.config | {"run": self.origin},
-            _history(folder),
+            ((step, self._for_trackers(values)) for step, values in _history(folder)),
             tqdm.write,
         )
         accelerator.trackers = [self.trackers]  # all of them, as one; `end_training` finishes it
@@ -84,7 +87,7 @@ class RunLogger:
         if not self.accelerator.is_main_process or not values:
             return
         append_metrics(self.folder, step, dict(values))
-        self.trackers.log(step, {name: value for name, value in values.items() if math.isfinite(value)})
+        self.trackers.log(step, self._for_trackers({n: value for n, value in values.items() if math.isfinite(value)}))
 
     def length(self) -> None:
         """Reports a change of the run's length since it was saved."""
@@ -116,10 +119,11 @@ class RunLogger:
         if self.accelerator.is_main_process and self.bar.postfix and not sys.stderr.isatty():
             self.print(f"step {self.state.step:,} of {self.state.max_steps:,}: {self.bar.postfix}")
 
-    def look(self, task: TaskData, logits: NDArray[np.float32], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Keeps what the report shows of an evaluation's logits."""
+    def look(self, task: TaskData, logits: NDArray[np.float32], predictions: Values, references: Values) -> None:
+        """Keeps an evaluation's predictions, and what the report shows of them."""
         if self.accelerator.is_main_process:
-            self.seen[task.name] = describe(task, logits, tokenizer)
+            self.seen[task.name] = describe(task, logits)
+            self.rows[task.name] = of_task(task, predictions, references)
 
     def evaluation(self, step: int, found: Evaluation) -> None:
         """Prints and logs an evaluation, and writes the predictions collected for it."""
@@ -130,11 +134,18 @@ class RunLogger:
         more = {"losses": found.losses, "run_seconds": self.state.elapsed()}
         write_results(self.folder / "metrics.json", step, found.results, average(found.results), **more)
         write_atomically(self.folder / "predictions.json", json.dumps({"step": step, "tasks": self.seen}))
+        write_rows(self.folder / VALIDATION_ROWS, self.rows)
         tables = {f"predictions/{name}": of_task["watched"] for name, of_task in self.seen.items()}
         with (self.folder / "watched.jsonl").open("a") as file:
             file.write(json.dumps({"step": step} | tables) + "\n")
-        self.trackers.log(step, tables)
-        self.seen = {}
+        self.trackers.log(step, self._for_trackers(tables))
+        self.seen, self.rows = {}, {}
+
+    def _for_trackers(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What `tracking` lets out of the run's folder."""
+        chosen = without_details(values, self.tracking.agreement)
+        is_shared = self.tracking.log_predictions
+        return {name: value for name, value in chosen.items() if is_shared or not isinstance(value, list)}
 
     def report(self) -> None:
         """Writes report/index.html if there are new numbers; an error is reported once and does not stop the run."""

@@ -7,11 +7,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, TensorBoardTracker, get_available_trackers
 
 from ..errors import UserError, first_line
+from ..training.gradient_similarity import GROUP as AGREEMENT
 from ..utils import flatten
 
 # Settings that are paths on this machine and do not affect the training.
@@ -19,6 +20,10 @@ PLACES = ("data_root", "model_root")
 
 
 WANDB_TIMEOUT_SECONDS = 30
+
+
+# The keyword arguments of Accelerate's trackers that take the name of a run.
+RUN_NAME = {"trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name", "clearml": "task_name"}
 
 
 Tell = Callable[[str], None]
@@ -55,6 +60,21 @@ def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
         return re.sub(rf"{re.escape(home)}(?=/|$)", "~", value) if len(home) > 1 else value
 
     return clean({key: value for key, value in config.items() if key not in PLACES})
+
+
+def without_details(values: Mapping[str, Any], agreement: str) -> dict[str, Any]:
+    """The values for trackers: of the gradients' agreement, as much as `tracking.agreement` asks for.
+
+    Args:
+        values: logged values by name.
+        agreement: `average`, `pairs` (and the average) or `layers` (all).
+    """
+    deepest = {"average": 2, "pairs": 3, "layers": 4}[agreement]
+    return {
+        name: value
+        for name, value in values.items()
+        if not name.startswith(f"{AGREEMENT}/") or len(name.split("/")) <= deepest
+    }
 
 
 class Trackers:
@@ -127,25 +147,53 @@ class Trackers:
 
 def _start(name: str, project: str, folder: Path, run_id: str, config: Mapping[str, Any]) -> GeneralTracker:
     """Starts a tracker other than W&B; local data of the run is deleted first, since the history is sent again."""
-    options: dict[str, Any] = {}
+    flat = {key: v if isinstance(v, (int, float, str)) else str(v) for key, v in flatten(dict(config)).items()}
+    options: dict[str, Any] = {RUN_NAME[name]: folder.name} if name in RUN_NAME else {}
     own = LOGGER_TYPE_TO_CLASS[name]
     if name == "tensorboard":
         shutil.rmtree(folder / name, ignore_errors=True)
-        project = ""  # the log folder's name is enough
+        project, own = "", TensorBoard  # the log folder's name is enough
     if name == "trackio":
         import trackio
 
-        options = {"name": run_id, "embed": False}
+        flat |= {"run.id": run_id}
+        options |= {"config": flat, "embed": False}
         with contextlib.suppress(Exception):  # no such project yet
             for run in trackio.Api().runs(project):
-                if run.name == run_id:
+                if (run.config or {}).get("run.id") == run_id:
                     run.delete()
     tracker = own(project, folder / name, **options) if own.requires_logging_directory else own(project, **options)
     with contextlib.redirect_stdout(io.StringIO()):  # some print a banner
         tracker.start()
-    flat = flatten(dict(config))
-    tracker.store_init_configuration({k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flat.items()})
+    tracker.store_init_configuration(flat)
     return tracker
+
+
+class TensorBoard(TensorBoardTracker):
+    """Accelerate's tracker, but its hyperparameters stand in the run itself, beside its final metrics.
+
+    `SummaryWriter.add_hparams` puts them into a run of their own, without metrics.
+    """
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.hyperparameters = values
+
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        super().log(values, step, **kwargs)
+        if metrics := [name for name in values if name.startswith("eval/")]:
+            self._write_hyperparameters(metrics)
+
+    def finish(self) -> None:
+        self._write_hyperparameters([])
+        super().finish()
+
+    def _write_hyperparameters(self, metrics: Iterable[str]) -> None:
+        """Once: TensorBoard takes the values of the metrics from the curves of the same names."""
+        from torch.utils.tensorboard.summary import hparams
+
+        values, self.hyperparameters = self.hyperparameters, {}
+        for summary in hparams(values, dict.fromkeys(metrics, 0.0)) if values else ():
+            self.writer.file_writer.add_summary(summary)
 
 
 # -- W&B --------------------------------------------------------------------------------------------------------------
@@ -157,11 +205,8 @@ def _start_wandb(
     """Starts W&B without prompts or output: online if there is an API key and the server answers, else offline."""
     import wandb
 
+    mode, why = _wandb_mode()
     quiet = wandb.Settings(silent=True)
-    mode = wandb.setup(quiet).settings.mode  # from WANDB_MODE, or as set by `wandb offline`
-    why = ""
-    if mode == "online" and not wandb.login(prompt=False, verify=False):
-        mode, why = "offline", "has no API key"
 
     def start(mode: Any) -> GeneralTracker:
         settings = wandb.Settings(
@@ -205,6 +250,25 @@ def _start_wandb(
     run.define_metric("*", step_metric="step")
     tracker.store_init_configuration(dict(config))
     return tracker, known
+
+
+def _wandb_mode() -> tuple[str, str]:
+    """The mode in which W&B records, and why it is offline where it was to be online."""
+    import wandb
+
+    try:
+        quiet = wandb.Settings(silent=True)
+        mode = wandb.setup(quiet).settings.mode or "online"  # from WANDB_MODE, or as set by `wandb offline`
+        if mode == "online" and not wandb.login(prompt=False, verify=False):
+            return "offline", "has no API key"
+        return mode, ""
+    except (wandb.errors.Error, ValueError) as error:  # a key or a mode that is none
+        wandb.teardown()
+        asked = os.environ.get("WANDB_MODE", "online")
+        if asked not in get_args(wandb.Settings.model_fields["mode"].annotation):
+            os.environ["WANDB_MODE"] = "offline"  # W&B refuses all that is asked of it otherwise
+            return "offline", f"knows no WANDB_MODE={asked}"
+        return "offline", f"does not take the API key ({first_line(error)})"
 
 
 def _points_on_server(run: Any) -> Points:

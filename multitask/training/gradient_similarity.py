@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from ..model.multitask import MultitaskModel
 
+GROUP = "train_agreement"  # of logged names; trackers sort groups by name, and this one comes last
+
+
 OTHER = "other"
 
 
@@ -124,10 +127,10 @@ def cosines(products: Mapping[str, Tensor], examples: Mapping[str, int]) -> dict
         examples: number of examples of each task; tasks without examples are left out.
 
     Returns:
-        `agreement/TASK_A/TASK_B` and `agreement/PART/TASK_A/TASK_B`, A before B; pairs with a zero or non-finite
-        gradient are left out.
+        In `GROUP`: `average` over all pairs, `TASK_A/TASK_B` and `PART/TASK_A/TASK_B`, A before B; pairs with a zero
+        or non-finite gradient are left out.
     """
-    values = {}
+    values: dict[str, float] = {}
     overall = torch.stack(list(products.values())).sum(dim=0)
     for part, product in {"": overall, **products}.items():
         norms = product.diagonal().sqrt()
@@ -135,7 +138,9 @@ def cosines(products: Mapping[str, Tensor], examples: Mapping[str, int]) -> dict
         for (a, task_a), (b, task_b) in combinations(enumerate(examples), 2):
             value = float(cosine[a, b])
             if examples[task_a] and examples[task_b] and abs(value) <= 1.001 and part != OTHER:
-                values[f"agreement/{part}/{task_a}/{task_b}".replace("//", "/")] = min(1.0, max(-1.0, value))
+                values[f"{GROUP}/{part}/{task_a}/{task_b}".replace("//", "/")] = min(1.0, max(-1.0, value))
+        if not part and values:
+            values = {f"{GROUP}/average": sum(values.values()) / len(values)} | values
     return values
 
 

@@ -27,20 +27,21 @@ def mixture_config(mixture_config, task_files):
 
 
 def test_every_panel_shows_what_a_run_logs(mixture_config, write_config, train):
+    mixture_config["tracking"]["agreement"] = "layers"
     workspace = build(read_command(["--config", write_config(mixture_config)]).config, entity="someone")
     folder = train()
     logged = {name for line in read_jsonl(folder / "metrics.jsonl") for name in line}
     tables = {name for line in read_jsonl(folder / "watched.jsonl") for name in line} - {"step"}
-    rest = ["mixture", "agreement", "efficiency", "checkpoints"]
+    rest = ["mixture", "efficiency", "checkpoints", "agreement"]
     assert [section.name for section in workspace.sections] == [*ALL_TASKS, *rest]
     shown = [panel for section in workspace.sections for panel in section.panels]
     lines = [panel for panel in shown if isinstance(panel, panels.LinePlot)]
     names = {name for panel in lines for name in panel.y or []}
     (pattern,) = [panel.metric_regex for panel in lines if panel.metric_regex]
     of_layers = {name for name in logged if re.fullmatch(pattern, name)}
-    assert of_layers and all(re.match("agreement/(embeddings|layer_[01])/", name) for name in of_layers)
+    assert of_layers and all(re.match("train_agreement/(embeddings|layer_[01])/", name) for name in of_layers)
     names |= of_layers
-    assert len(lines) == 2 * 6 + 7 + 2 + 4 + 1 and {panel.x for panel in lines} == {"step"}
+    assert len(lines) == 2 * 6 + 7 + 3 + 4 + 1 and {panel.x for panel in lines} == {"step"}
     assert names - logged == set()
     assert logged - names == {"step", "time"}  # and all of it is shown
     assert {panel.table_name for panel in shown if panel not in lines} == tables
@@ -51,7 +52,7 @@ def test_every_panel_shows_what_a_run_logs(mixture_config, write_config, train):
 def test_uploads_are_shown_where_there_are_some(mixture_config, write_config):
     options = ["--checkpoints.remote", "gs://bucket/runs"]
     workspace = build(read_command(["--config", write_config(mixture_config), *options]).config, entity="someone")
-    assert workspace.sections[-1].panels[-1].y == ["checkpoint/upload_seconds"]
+    assert [s for s in workspace.sections if s.name == "checkpoints"][0].panels[-1].y == ["checkpoint/upload_seconds"]
 
 
 @pytest.mark.parametrize("options", [["--training.agreement_steps", "0"], ["--adapters.rank", "2"]])

@@ -49,10 +49,10 @@ def test_a_snapshot_stays_as_it_was(make):
     state, numbers = SavedState(step=1, best={"step": 1}), []
     snapshot = take_snapshot(model, optimizer, tokenizer, "config", state, numbers)
     before = [{name: tensor.clone() for name, tensor in of.items()} for of in (snapshot.weights, snapshot.optimizer)]
-    text = snapshot.texts["state.json"]
+    text = snapshot.files["state.json"]
     optimizer.step()
     state.best["step"] = 2
-    assert snapshot.texts["state.json"] == text
+    assert snapshot.files["state.json"] == text
     for then, now in zip(before, (snapshot.weights, snapshot.optimizer), strict=True):
         assert then and all(torch.equal(then[name], now[name]) for name in then)
     now = dict(model.named_parameters())

@@ -32,7 +32,7 @@ def write_run(folder, *, task_names=tuple(TASKS), steps=range(1, 41), with_agree
                 file.write(json.dumps({"step": step} | results) + "\n")
                 if with_agreement:
                     file.write(json.dumps({"step": step} | AGREEMENT) + "\n")
-    row = {"row": 3, "text": NASTY, "predicted": NASTY, "right": "no", "confidence": 0.99}
+    row = {"row": 3, "text": NASTY, "label": "no", "predicted": NASTY, "confidence": 0.99}
     picture = {"kind": "confusion", "labels": [NASTY, "no"], "counts": [[5, 1], [0, 7]], "others": 0}
     seen = {"type": "classification", "picture": picture, "mistakes": [row], "watched": [row]}
     (folder / "predictions.json").write_text(json.dumps({"step": 40, "tasks": dict.fromkeys(task_names, seen)}))
@@ -41,7 +41,7 @@ def write_run(folder, *, task_names=tuple(TASKS), steps=range(1, 41), with_agree
 
 PAIRS = ("similar/animal", "similar/choice", "animal/choice")
 AGREEMENT = {
-    f"agreement/{part}{pair}": 0.1 - 0.2 * n
+    f"train_agreement/{part}{pair}": 0.1 - 0.2 * n
     for part in ("", "layer_0/", "layer_1/", "embeddings/")
     for n, pair in enumerate(PAIRS)
 }
@@ -83,6 +83,35 @@ def test_the_page_asks_nobody_for_anything(tmp_path):
     assert all(url.startswith("#") for url in urls) and "@import" not in html
     assert parsed.text.count(NASTY) == (2 * 2) * 3 + 1  # as it is written: two columns of two tables a task, and below
     assert "<script" not in html and "nan" not in html.lower().split()
+
+
+def test_titles_are_plain_and_no_column_is_empty(tmp_path):
+    folder = write_run(tmp_path / "run")
+
+    def titles():
+        return re.findall("<th[^>]*>([a-z]+)</th>", page_of(folder))[5:]
+
+    columns = ["row", "text", "label", "predicted"]
+    assert titles() == [*columns, "confidence"] * 2 * len(TASKS)
+    seen = json.loads((folder / "predictions.json").read_text())
+    for of_task in seen["tasks"].values():
+        for row in of_task["mistakes"]:
+            row.pop("confidence", None)
+    (folder / "predictions.json").write_text(json.dumps(seen))
+    assert titles() == [*columns, *columns, "confidence"] * len(TASKS)
+
+
+def test_one_evaluation_is_no_curve(tmp_path):
+    folder = write_run(tmp_path / "run", steps=range(1, 11))
+    html = page_of(folder)
+    assert "0.1000" in html and "<figcaption>Validation</figcaption>" not in html
+    assert "<figcaption>Training loss</figcaption>" in html
+
+
+def test_axes_start_where_the_data_start():
+    svg = charts.lines("late", {"a": ([5000, 6000], [1.0, 2.0])})
+    ticks = [int(tick.replace(",", "")) for tick in re.findall(r">(\d+)</text>", svg)]
+    assert ticks and min(ticks) >= 5000
 
 
 def test_the_page_of_a_run_that_has_just_begun(tmp_path):

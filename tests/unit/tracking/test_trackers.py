@@ -18,7 +18,7 @@ from multitask.checkpoints.manifest import checkpoints_in
 from multitask.cli.arguments import read_command
 from multitask.errors import UserError
 from multitask.tracking import trackers
-from multitask.tracking.trackers import Trackers, check_trackers, shareable
+from multitask.tracking.trackers import Trackers, check_trackers, shareable, without_details
 from multitask.training.state import SavedState
 
 HISTORY = [
@@ -59,10 +59,10 @@ def wandb_points(folder: Path) -> Counter:
     return Counter((step, name) for step, name in points if name != "step" and "." not in name)  # rest of a table
 
 
-def begin(names, folder, history=(), told=None):
-    folder.mkdir(exist_ok=True)
+def begin(names, folder, history=(), told=None, run_id="abcd1234"):
+    folder.mkdir(exist_ok=True, parents=True)
     tell = told.append if told is not None else pytest.fail
-    return Trackers(names, "tests", folder, "abcd1234", {"training": {"seed": 1}}, history, tell)
+    return Trackers(names, "tests", folder, run_id, {"training": {"seed": 1}}, history, tell)
 
 
 @pytest.mark.slow
@@ -83,6 +83,23 @@ def test_wandb_without_a_key_records_offline_and_says_how_to_upload(tmp_path):
     (table,) = folder.glob("files/media/table/predictions/rte_*.table.json")
     content = json.loads(table.read_text())
     assert content["columns"] == ["row", "text"] and content["data"] == [[1, "a <b>"], [5, "c"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, value, why",
+    [
+        ("WANDB_MODE", "onlin", "knows no WANDB_MODE=onlin"),
+        ("WANDB_API_KEY", "abc", "does not take the API key (WANDB_API_KEY invalid: API key must have 40+ characters"),
+    ],
+)
+def test_wandb_with_a_wrong_key_or_mode_records_offline_and_says_why(tmp_path, monkeypatch, name, value, why):
+    monkeypatch.setenv(name, value)
+    told = []
+    begin(["wandb"], tmp_path / "run", HISTORY, told).finish()
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert len(told) == 1 and told[0].startswith(f"note: W&B {why}") and told[0].endswith(f"wandb sync {folder}")
+    assert wandb_points(tmp_path / "run").keys() >= SENT
 
 
 @pytest.mark.slow
@@ -190,9 +207,52 @@ def trackio_points(folder: Path) -> Counter:
     from trackio import Api
     from trackio.sqlite_storage import SQLiteStorage
 
-    assert [run.name for run in Api().runs("tests")] == ["abcd1234"]
-    rows = SQLiteStorage.get_logs("tests", "abcd1234")
+    assert [run.name for run in Api().runs("tests")] == ["run"]
+    rows = SQLiteStorage.get_logs("tests", "run")
     return Counter((row["step"], name) for row in rows for name in row if name not in ("step", "timestamp"))
+
+
+def test_two_runs_with_one_name_are_two_runs_in_trackio(tmp_path):
+    from trackio import Api
+
+    for place, run_id in (("a", "abcd1234"), ("b", "efgh5678"), ("b", "efgh5678")):
+        begin(["trackio"], tmp_path / place / "run", HISTORY, run_id=run_id).finish()
+    runs = list(Api().runs("tests"))
+    assert [run.name for run in runs] == ["run", "run"]
+    assert sorted(run.config["run.id"] for run in runs) == ["abcd1234", "efgh5678"]
+
+
+def test_hyperparameters_stand_beside_the_final_metrics_of_the_run_itself(tmp_path):
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    tracking = begin(["tensorboard"], tmp_path / "run", HISTORY)
+    tracking.log(6, {"eval/rte/accuracy": 0.5, "eval/average": 0.5})
+    tracking.log(8, {"eval/rte/accuracy": 0.7, "eval/average": 0.7})
+    tracking.finish()
+    folder = tmp_path / "run" / "tensorboard"
+    assert [path.name.startswith("events.") for path in folder.iterdir() if path.is_file()] == [True]
+    assert not [path for path in folder.rglob("*") if path.is_dir()]  # each would be a run of its own
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    found = events.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(found).experiment
+    assert [info.name.tag for info in experiment.metric_infos] == ["eval/rte/accuracy", "eval/average"]
+    assert [info.name for info in experiment.hparam_infos] == ["training.seed"]
+
+
+def test_trackers_are_sent_as_much_agreement_as_asked_for():
+    values = {
+        f"train_agreement/{name}": 0.5 for name in ("average", "a/b", "a/c", "b/c", "layer_0/a/b", "embeddings/b/c")
+    }
+    values["train/a/b/loss"] = 1.0
+
+    def shown(agreement):
+        return [name.removeprefix("train_agreement/") for name in without_details(values, agreement)]
+
+    assert shown("average") == ["average", "train/a/b/loss"]
+    assert shown("pairs") == ["average", "a/b", "a/c", "b/c", "train/a/b/loss"]
+    assert len(shown("layers")) == 7
 
 
 def test_a_tracker_that_fails_is_left_out_and_named(tmp_path):
@@ -234,6 +294,15 @@ def test_what_is_shared_names_no_home_and_no_password(monkeypatch):
 
 
 # -- the whole program -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_texts_of_the_data_are_kept_out_of_trackers(mixture_config, train, is_shared):
+    mixture_config["tracking"] = {"report_to": ["wandb"], "log_predictions": is_shared}
+    folder = train("--training.max_steps", "2")
+    assert (folder / "watched.jsonl").stat().st_size > 1000  # for the report
+    tables = [str(path) for path in (folder / "wandb").rglob("*.table.json")]
+    assert bool(tables) == is_shared and (folder / "wandb").is_dir()
 
 
 @pytest.mark.slow
