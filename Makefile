@@ -14,7 +14,7 @@ IMAGE = $(REGION)-docker.pkg.dev/$(PROJECT)/$(REPOSITORY)/multitask:$(TAG)
 LOCAL_IMAGE = multitask:$(TAG)
 REMOTE = gs://$(BUCKET)/$(JOB_NAME)
 export PROJECT REGION BUCKET REPOSITORY SERVICE_ACCOUNT JOB_NAME CONFIG ARGS TAG MACHINE_TYPE ACCELERATOR_TYPE \
-	ACCELERATOR_COUNT REPLICAS SPOT TIMEOUT_HOURS TPU_MACHINE TPU_MACHINE_TYPE TPU_TOPOLOGY WANDB_SECRET BASE_IMAGE INDEX
+	ACCELERATOR_COUNT REPLICAS SPOT TIMEOUT_HOURS TPU_MACHINE TPU_MACHINE_TYPE TPU_TOPOLOGY WANDB_SECRET HF_SECRET BASE_IMAGE INDEX
 # Stops, naming it, at a setting that is missing or cannot be right.
 check = @$(PYTHON) -m cloud.settings $(1)
 
@@ -40,7 +40,7 @@ run-local: .venv/.installed ## Train a mixture on this machine: CONFIG=configs/â
 test: .venv/.installed ## Run the tests; those on real data need MULTITASK_DATA_ROOT
 	$(BIN)/python -m pytest
 
-test-fast: .venv/.installed ## The tests without whole runs, about two minutes
+test-fast: .venv/.installed ## The tests without whole runs, about a minute
 	$(BIN)/python -m pytest -m "not slow"
 
 drill: .venv/.installed ## Kill runs, damage checkpoints and disturb uploads by the hundred, and print the counts

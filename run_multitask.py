@@ -30,6 +30,7 @@ from multitask.checkpoints.warm_start import warm_start
 from multitask.cli.arguments import Command, read_command
 from multitask.cli.commands import OTHER_MODES
 from multitask.cli.console import plan, quiet_libraries, results_table, what_is_where
+from multitask.cli.seeds import seeds_table, summarise, with_seed, write_summary
 from multitask.config.load import load_config
 from multitask.config.schema import TrainingConfig, to_yaml
 from multitask.data.loader import StepDataset, StepLoader
@@ -38,6 +39,7 @@ from multitask.errors import mistakes_in_one_line
 from multitask.evaluation.evaluate import Evaluator
 from multitask.mixture.mixture import Mixture
 from multitask.mixture.sampling import Sampling
+from multitask.model.hub import push_to_hub
 from multitask.model.lora import freeze_or_adapt
 from multitask.model.multitask import MultitaskModel, checkpoint_gradients
 from multitask.model.pretrained import build_model, find_encoder, load_tokenizer
@@ -331,7 +333,33 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     checkpoints.export(folder / "export")
     status = checkpoints.close(0, log.log, folder / "export", folder / "report")
     accelerator.print(f"\n{what_is_where(folder, config.checkpoints.remote if not status else None)}")
+    if command.push_to_hub and accelerator.is_main_process:
+        print("On the hub:", *push_to_hub(folder / "export", command.push_to_hub, config.tasks))
     return status
+
+
+def train_in_folder(command: Command, accelerator: Accelerator, stop_signal: Callable[[], int]) -> int:
+    """Trains in a folder that no other process uses; returns the exit status."""
+    with locked_run_folder(Path(command.config.training.output_dir), accelerator):
+        return train(command, accelerator, stop_signal)
+
+
+def train_seeds(command: Command, accelerator: Accelerator, stop_signal: Callable[[], int]) -> int:
+    """Trains with one seed after the other and prints their mean results; returns the exit status."""
+    folder, statuses = Path(command.config.training.output_dir), []
+    for seed in command.seeds:
+        one = with_seed(command, seed)
+        accelerator.print(f"\nseed {seed}: {one.config.training.output_dir}")
+        statuses.append(train_in_folder(one, accelerator, stop_signal))
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.free_memory()  # the model and optimizer of this seed
+        if statuses[-1] > 128:  # a signal
+            return statuses[-1]
+    if accelerator.is_main_process:
+        summary = summarise(folder, command.seeds)
+        print(f"\n{seeds_table(summary)}\n\nThe results of all seeds are in {write_summary(folder, summary)}")
+    return max(statuses)
 
 
 def run(config: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,8 +367,8 @@ def run(config: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     command = Command(load_config(config, flatten(dict(settings))), line=f"multitask.train({str(config)!r})")
     accelerator = start_accelerator()
     folder = Path(command.config.training.output_dir)
-    with caught_signals() as stop_signal, locked_run_folder(folder, accelerator):
-        status = train(command, accelerator, stop_signal)
+    with caught_signals() as stop_signal:
+        status = train_in_folder(command, accelerator, stop_signal)
     accelerator.end_training()
     if status:
         raise KeyboardInterrupt(f"the run in {folder} was stopped; the same call resumes it")
@@ -354,10 +382,9 @@ def main() -> None:
         quiet_libraries()
         accelerator = start_accelerator()
         if command.mode == "train":
-            folder = Path(command.config.training.output_dir)
-            locked = nullcontext() if command.dry_run else locked_run_folder(folder, accelerator)
-            with caught_signals() as stop_signal, locked:
-                status = train(command, accelerator, stop_signal)
+            start = train if command.dry_run else train_seeds if command.seeds else train_in_folder
+            with caught_signals() as stop_signal:
+                status = start(command, accelerator, stop_signal)
         else:
             OTHER_MODES[command.mode](command, accelerator)
             status = 0

@@ -3,8 +3,8 @@
     python -m cloud.entrypoint --config configs/quickstart.yaml
 
 The number of GPUs determines the launch configuration; `LAUNCH=fsdp` or `LAUNCH=tpu` in the environment overrides it.
-With several machines, Vertex AI's `CLUSTER_SPEC` gives this one's rank; `WANDB_API_KEY_SECRET` names the secret with
-the W&B key.
+With several machines, Vertex AI's `CLUSTER_SPEC` gives this one's rank; `WANDB_API_KEY_SECRET` and `HF_TOKEN_SECRET`
+name the secrets with W&B's key and the hub's token.
 
 A container is stopped by SIGTERM to its process 1, which is this one and for which the kernel has no default action. A
 single training process therefore replaces this process (exec); with several, Accelerate's launcher (torchrun) runs in
@@ -112,12 +112,13 @@ def launch_arguments(machines: Machines, num_gpus: int, launch: str | None, argu
     return [*words, str(ROOT / "run_multitask.py"), *arguments]
 
 
-def read_secret(name: str, endpoint: str = "https://secretmanager.googleapis.com") -> str:
+def read_secret(variable: str, name: str, endpoint: str = "https://secretmanager.googleapis.com") -> str:
     """Reads a secret from Google's Secret Manager with the machine's service account.
 
     https://cloud.google.com/secret-manager/docs/reference/rest/v1/projects.secrets.versions/access
 
     Args:
+        variable: the environment variable that names it, for error messages.
         name: `projects/PROJECT/secrets/NAME/versions/VERSION`.
         endpoint: URL of the service.
 
@@ -130,12 +131,12 @@ def read_secret(name: str, endpoint: str = "https://secretmanager.googleapis.com
             answer = session.get(f"{endpoint}/v1/{name}:access", timeout=60)
             if not answer.ok:
                 raise UserError(
-                    f"WANDB_API_KEY_SECRET: {name} cannot be read ({answer.status_code} {answer.reason}); the service "
+                    f"{variable}: {name} cannot be read ({answer.status_code} {answer.reason}); the service "
                     f"account needs roles/secretmanager.secretAccessor on it"
                 )
             return base64.b64decode(answer.json()["payload"]["data"]).decode().strip()
     except (GoogleAuthError, OSError) as error:
-        raise UserError(f"WANDB_API_KEY_SECRET: {name} cannot be read: {error}") from error
+        raise UserError(f"{variable}: {name} cannot be read: {error}") from error
 
 
 def run(args: Namespace) -> int:
@@ -161,10 +162,13 @@ def main(environment: Mapping[str, str], arguments: Sequence[str]) -> int:
     machines = read_cluster_spec(environment.get("CLUSTER_SPEC"))
     num_gpus = torch.cuda.device_count()
     words = launch_arguments(machines, num_gpus, environment.get("LAUNCH"), arguments)
-    if secret := environment.get("WANDB_API_KEY_SECRET"):
-        os.environ["WANDB_API_KEY"] = read_secret(secret)
+    for variable in ("WANDB_API_KEY", "HF_TOKEN"):
+        if secret := environment.get(f"{variable}_SECRET"):
+            os.environ[variable] = read_secret(f"{variable}_SECRET", secret)
     if machines.count > 1 and not num_gpus:
         os.environ["ACCELERATE_USE_CPU"] = "true"
+    if machines.count == 1 and not num_gpus:  # the launcher would choose the same, and warn
+        os.environ.setdefault("OMP_NUM_THREADS", str(psutil.cpu_count(logical=False) or 1))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     args = launch_command_parser().parse_args(words)
     checked, *_ = _validate_launch_command(args)

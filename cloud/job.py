@@ -84,9 +84,10 @@ def custom_job_spec(environment: Mapping[str, str]) -> dict[str, Any]:
         raise ValueError(f"ARGS: {error} in {environment['ARGS']}") from error
     place = f"gs://{setting(environment, 'BUCKET')}/{setting(environment, 'JOB_NAME')}"
     variables = {"PYTHONUNBUFFERED": "1", **({"LAUNCH": "tpu", "PJRT_DEVICE": "TPU"} if is_tpu else {})}
-    if environment.get("WANDB_SECRET"):
-        secret = f"projects/{setting(environment, 'PROJECT')}/secrets/{setting(environment, 'WANDB_SECRET')}"
-        variables["WANDB_API_KEY_SECRET"] = f"{secret}/versions/latest"
+    for name, variable in (("WANDB_SECRET", "WANDB_API_KEY_SECRET"), ("HF_SECRET", "HF_TOKEN_SECRET")):
+        if environment.get(name):
+            secret = f"projects/{setting(environment, 'PROJECT')}/secrets/{setting(environment, name)}"
+            variables[variable] = f"{secret}/versions/latest"
     container = {
         "imageUri": image(environment),
         "args": [

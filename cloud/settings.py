@@ -35,6 +35,7 @@ PATTERNS = {
     "TIMEOUT_HOURS": (r"[1-9]\d*", "a number from 1 up"),
     "SERVICE_ACCOUNT": (r"[a-z0-9-]+@[a-z0-9.-]+\.gserviceaccount\.com", "NAME@PROJECT.iam.gserviceaccount.com"),
     "WANDB_SECRET": (r"[A-Za-z0-9_-]{1,255}", "the name of a secret in Secret Manager, never the key itself"),
+    "HF_SECRET": (r"[A-Za-z0-9_-]{1,255}", "the name of a secret in Secret Manager, never the token itself"),
     "BASE_IMAGE": (
         r"([a-z0-9][\w./:-]*(@sha256:[0-9a-f]{64})?)?",
         "an image's NAME:TAG, or NAME@sha256:DIGEST, which no one can change",
@@ -42,6 +43,9 @@ PATTERNS = {
     "INDEX": (r"(https?://[^\s@'\"]+)?", "an address without a password, which would stay in the image's history"),
     "CONFIG": (r"configs/[\w./-]+\.yaml", "a mixture that is in the image, such as configs/quickstart.yaml"),
 }
+
+
+PLACEHOLDER = "your-project-id"  # in .env.example
 
 
 def setting(environment: Mapping[str, str], name: str, default: str = "") -> str:
@@ -52,6 +56,8 @@ def setting(environment: Mapping[str, str], name: str, default: str = "") -> str
     """
     value = environment.get(name) or default
     pattern, what = PATTERNS[name]
+    if value == PLACEHOLDER:
+        raise ValueError(f"{name}: '{value}' is the example's; set your own in .env or on the command line: {what}")
     if re.fullmatch(pattern, value):
         return value
     if not value:

@@ -17,7 +17,7 @@ from multitask.cli.arguments import read_command
 from multitask.config.schema import Config
 from multitask.errors import UserError, first_line, mistakes_in_one_line
 from multitask.tasks.base import TASK_TYPES
-from multitask.training.gradient_similarity import GROUP as AGREEMENT
+from multitask.tracking.trackers import AGREEMENT
 
 
 def build(config: Config, entity: str) -> ws.Workspace:

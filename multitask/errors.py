@@ -30,6 +30,12 @@ def mistakes_in_one_line(is_debugged: bool = False) -> Iterator[None]:
         sys.exit(2)
 
 
+def note(text: str) -> None:
+    """Prints a note to stderr, once for all processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", file=sys.stderr)
+
+
 def hint(name: object, valid: Iterable[object], what: str = "valid") -> str:
     """The end of an error message about an unknown name.
 

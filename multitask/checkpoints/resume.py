@@ -122,7 +122,7 @@ def find_resumable(
                 aside = found.with_name(f"{found.name}.damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 found.rename(aside)
-                tell(f"{found} is damaged and set aside as {aside.name}: {damage}")
+                tell(f"{found} is damaged and set aside as {aside.name}: {str(damage).replace(f'{found}/', '')}")
             try:
                 if remote is None or step not in copies:
                     continue
@@ -134,7 +134,7 @@ def find_resumable(
                 tell(f"{remote}/{found.name} is damaged: {wrong}")
                 continue
         _check_settings(found, config, num_rows, max_steps, "--training.overwrite_output_dir true")
-        tell(f"going on from {found}")
+        tell(f"the run has ended with {found}" if step == max_steps else f"going on from {found}")
         return found
     return None
 

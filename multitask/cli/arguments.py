@@ -15,6 +15,7 @@ from ..checkpoints.format import find_checkpoint
 from ..config.load import config_parser, parse_config
 from ..config.schema import Config
 from ..errors import UserError, hint
+from ..model.hub import check_hub
 from ..tracking.trackers import check_trackers
 
 Mode = Literal["train", "evaluate", "predict", "export"]
@@ -23,11 +24,13 @@ Mode = Literal["train", "evaluate", "predict", "export"]
 FLAGS_OF_MODES = {
     "--dry_run": ("train",),
     "--only": ("train",),
+    "--seeds": ("train",),
     "--checkpoint": ("evaluate", "predict", "export"),
     "--tasks": ("evaluate", "predict", "export"),
     "--input": ("predict",),
     "--output": ("evaluate", "predict", "export"),
     "--skip_bad_rows": ("predict",),
+    "--push_to_hub": ("train", "export"),
 }
 
 
@@ -45,6 +48,8 @@ class Command:
         input: File of rows to predict.
         output: File of the predictions or of the evaluation's numbers, or folder of the export.
         skip_bad_rows: Leave out rows that cannot be predicted.
+        seeds: Train with each of these seeds, one after the other; empty for one run.
+        push_to_hub: Upload each task's exported model to this repository's name with `-TASK` behind it.
     """
 
     config: Config
@@ -56,6 +61,8 @@ class Command:
     input: str | None = None
     output: str | None = None
     skip_bad_rows: bool = False
+    seeds: tuple[int, ...] = ()
+    push_to_hub: str | None = None
 
 
 def read_command(arguments: list[str], description: str | None = None) -> Command:
@@ -93,6 +100,10 @@ def read_command(arguments: list[str], description: str | None = None) -> Comman
             tasks={name: task for name, task in config.tasks.items() if name in only},
             mixture=dataclasses.replace(config.mixture, weights=weights),
         )
+    if flags.push_to_hub:
+        if flags.seeds:
+            raise UserError("--push_to_hub: has no effect with --seeds; export the chosen run with --mode export")
+        check_hub(flags.push_to_hub, tasks or config.tasks)
     return Command(
         config=config,
         line=shlex.join(["run_multitask.py", *arguments]),
@@ -103,7 +114,16 @@ def read_command(arguments: list[str], description: str | None = None) -> Comman
         input=flags.input,
         output=flags.output,
         skip_bad_rows=flags.skip_bad_rows,
+        seeds=_seeds(flags.seeds),
+        push_to_hub=flags.push_to_hub,
     )
+
+
+def _seeds(text: str | None) -> tuple[int, ...]:
+    words = [word.strip() for word in (text or "").split(",")]
+    if text is not None and (not all(word.isdecimal() for word in words) or len({*map(int, words)}) < len(words)):
+        raise UserError(f"--seeds: '{text}' is no list of different numbers; for example --seeds 0,1,2")
+    return tuple(map(int, words)) if text is not None else ()
 
 
 def _names(flag: str, text: str | None, config: Config) -> list[str]:
@@ -128,12 +148,28 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", metavar="NAME,NAME", help="Train these tasks of the file alone, as a single-task baseline does."
     )
-    parser.add_argument("--input", metavar="FILE", help="Rows to predict: .jsonl, .csv or .parquet.")
+    parser.add_argument(
+        "--seeds",
+        metavar="N,N",
+        help="Train with each of these seeds, one after the other, in training.output_dir/seed-N; ends with a table "
+        "of means and deviations.",
+    )
+    parser.add_argument(
+        "--input",
+        metavar="FILE",
+        help="Rows to predict: .jsonl, .csv or .parquet, here or at gs://BUCKET/OBJECT; - reads JSON Lines from "
+        "stdin.",
+    )
     parser.add_argument(
         "--output",
         metavar="PATH",
-        help="Where predictions (.jsonl, .csv or .parquet), the numbers of an evaluation (JSON), or the exported "
-        "folders go.",
+        help="Where predictions (.jsonl, .csv or .parquet; - prints JSON Lines), the numbers of an evaluation (JSON), "
+        "or the exported folders go.",
+    )
+    parser.add_argument(
+        "--push_to_hub",
+        metavar="ORG/NAME",
+        help="Upload each task's exported model with its card to the Hugging Face hub, as ORG/NAME-TASK.",
     )
     parser.add_argument("--skip_bad_rows", action="store_true", help="Leave out rows that cannot be predicted.")
 

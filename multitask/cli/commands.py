@@ -14,6 +14,7 @@ from ..evaluation.evaluate import evaluate_tasks, mean_loss, predict, progress_b
 from ..inference.prediction_files import bad_rows_file, check_paths
 from ..inference.predictor import Predictor, predict_file
 from ..model.export import check_export_folder, export_run
+from ..model.hub import push_to_hub
 from ..tasks.load import TaskData, load_tasks
 from ..tasks.metrics import average
 from ..tracking.run_directory import write_results
@@ -61,12 +62,15 @@ def predict_rows(command: Command, accelerator: Accelerator) -> None:
     """Predicts the rows of a file."""
     assert command.input and command.output
     check_paths(command.input, command.output)
+    if command.input == "-" and accelerator.num_processes > 1:
+        raise UserError("--input: - is read by one process; give a file, or start one process")
     predictor = Predictor(str(command.checkpoint), accelerator.device, command.config)
     answered, bad = predict_file(
         predictor, command.tasks, command.input, command.output, accelerator, command.skip_bad_rows
     )
     left_out = f"; {bad:,} left out, see {bad_rows_file(command.output)}" if bad else ""
-    accelerator.print(f"{answered:,} rows predicted in {command.output}{left_out}")
+    if command.output != "-" and accelerator.is_main_process:
+        print(f"{answered:,} rows predicted in {command.output}{left_out}")
 
 
 def export(command: Command, accelerator: Accelerator) -> None:
@@ -86,6 +90,8 @@ def export(command: Command, accelerator: Accelerator) -> None:
         saved = SavedState.read(command.checkpoint).trained_run()
         export_run(model, chosen, tokenizer, trained, saved, folder, merge)
         print(f"One model per task in {folder}: {', '.join(command.tasks)}")
+        if command.push_to_hub:
+            print("On the hub:", *push_to_hub(folder, command.push_to_hub, command.tasks))
 
 
 OTHER_MODES = {"evaluate": evaluate, "predict": predict_rows, "export": export}

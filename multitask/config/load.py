@@ -2,13 +2,15 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentError, ArgumentParser
 
-from ..errors import UserError
+from ..errors import UserError, hint
+from ..utils import flatten
 from .schema import Config
 from .suggest import check_complete, check_file, check_tree, check_words
 from .validate import check_config
@@ -44,7 +46,7 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
         branch[name] = value
     check_tree(tree, f"{path}: " if not overrides else "")
     try:
-        return resolve(parser, parser.parse_object(tree))
+        return resolve(parser, parser.parse_object(tree), [str(path)])
     except ArgumentError as error:
         check_complete([str(path)])
         raise UserError(f"{path}: {error}") from error
@@ -63,15 +65,19 @@ def parse_config(parser: ArgumentParser, arguments: list[str]) -> Config:
     """
     files = check_words(arguments)
     parser.add_class_arguments(Config)
+    sections = {f.name for f in dataclasses.fields(Config)}
+    for action in parser._actions:  # `--training FILE` is refused, as a section has no file of its own
+        if action.dest in sections and action.help == "Path to a configuration file.":
+            action.help = SUPPRESS
     try:
-        return resolve(parser, parser.parse_args(arguments))
+        return resolve(parser, parser.parse_args(arguments), files)
     except ArgumentError as error:
         check_complete(files)
         raise UserError(str(error)) from error
 
 
-def resolve(parser: ArgumentParser, parsed: Any) -> Config:
-    """Instantiates the dataclasses, fills in environment variables, and validates the result."""
+def resolve(parser: ArgumentParser, parsed: Any, files: Sequence[str]) -> Config:
+    """Instantiates the dataclasses, fills in environment variables and placeholders, and validates the result."""
     values = parser.instantiate(parsed)
     config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config)})
     config = dataclasses.replace(
@@ -79,5 +85,36 @@ def resolve(parser: ArgumentParser, parsed: Any) -> Config:
         data_root=config.data_root or os.environ.get("MULTITASK_DATA_ROOT") or None,
         model_root=config.model_root or os.environ.get("MULTITASK_MODEL_ROOT") or None,
     )
+    config = fill_placeholders(config, "-".join(Path(name).stem for name in files))
     check_config(config)
     return config
+
+
+def fill_placeholders(config: Config, name: str) -> Config:
+    """Replaces `{config}` and `{section.key}` in `training.output_dir` and `checkpoints.remote`.
+
+    Args:
+        config: the configuration that the values are taken from.
+        name: what `{config}` stands for.
+
+    Raises:
+        UserError: for a placeholder that is no key.
+    """
+    places = {"training.output_dir": config.training.output_dir, "checkpoints.remote": config.checkpoints.remote}
+    values = flatten(dataclasses.asdict(config)) | {"config": name}
+    known = [key for key in values if key not in places]
+
+    def filled(key: str) -> Any:
+        def value(match: re.Match) -> str:
+            if match[1] not in known:
+                raise UserError(f"{key}: {{{match[1]}}} is no key of the configuration{hint(match[1], known, 'keys')}")
+            found = "null" if values[match[1]] is None else str(values[match[1]])
+            return re.sub(r"[^\w.+-]+", "-", found).strip("-")  # a part of a name, not a path
+
+        return places[key] and re.sub(r"\{([^{}]*)\}", value, str(places[key]))
+
+    return dataclasses.replace(
+        config,
+        training=dataclasses.replace(config.training, output_dir=filled("training.output_dir")),
+        checkpoints=dataclasses.replace(config.checkpoints, remote=filled("checkpoints.remote")),
+    )

@@ -7,7 +7,7 @@ from typing import Literal
 
 import yaml
 
-FILE_FORMATS = {"csv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet"}  # to `datasets` builder names
+FILE_FORMATS = {"csv": "csv", "tsv": "tsv", "json": "json", "jsonl": "json", "parquet": "parquet"}  # to their readers
 
 
 # Valid metric names. `tasks/` fills this and TASK_RULES, because this module may not import it.
@@ -22,11 +22,12 @@ class TaskConfig:
         type: What the head predicts: a number (regression), a class (classification), which of several choices is
             right (multiple_choice), any number of labels (multi_label_classification), a label for each word
             (token_classification), or the part of a context that answers a question (question_answering).
-        dataset: Hub id, local folder, or the format of `data_files`: csv, json (also JSON Lines) or parquet.
+        dataset: Hub id, local folder, or the format of `data_files`: csv, tsv, json (also JSON Lines) or
+            parquet. Columns that the task does not read are ignored, and texts are taken as they stand in the file.
         inputs: One or two text columns; dots select nested fields (`question.stem`). For token_classification, the
             column with the list of words; for question_answering, the question and context columns.
         subset: Name of the dataset's configuration, if it has several.
-        data_files: Local files per split, `{train: FILE, validation: FILE}`.
+        data_files: Files per split, `{train: FILE, validation: FILE}`; here or at gs://BUCKET/OBJECT, also with `*`.
         train_split: Split to train on.
         validation_split: Split to evaluate on; null disables evaluation.
         label: Column with the target: a number, a class, the right choice, a list of labels, a list with one label
@@ -136,7 +137,8 @@ class TrainingConfig:
     """Training settings, named as in `transformers.TrainingArguments`.
 
     Args:
-        output_dir: Folder of the run.
+        output_dir: Folder of the run; `{config}` stands for the file's name and `{training.learning_rate}` (any key)
+            for a value.
         overwrite_output_dir: Remove an earlier run in `output_dir` and start a new one.
         init_from_checkpoint: A run's folder, or a checkpoint, whose encoder a new run starts with, and whose heads for
             tasks that have the same name, type and labels.
@@ -209,7 +211,7 @@ class CheckpointsConfig:
 
     Args:
         remote: `gs://BUCKET/PREFIX` in Google Cloud Storage, to which checkpoints and exported models are copied
-            during training; a run on an empty disk resumes from there.
+            during training; a run on an empty disk resumes from there. With placeholders as in `training.output_dir`.
     """
 
     remote: str | None = None
@@ -234,6 +236,19 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class CardConfig:
+    """What the cards of the exported models say besides what the run knows.
+
+    Args:
+        license: License of the models, by its identifier on the hub, such as apache-2.0.
+        language: Languages of the data, by their codes, such as `[en, de]`.
+    """
+
+    license: str | None = None
+    language: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Config:
     """One mixture of tasks on one encoder.
 
@@ -245,6 +260,7 @@ class Config:
         adapters: LoRA adapters in a frozen encoder; null trains the whole encoder.
         checkpoints: Where checkpoints are copied besides the run's folder.
         tracking: Where metrics are reported besides the run's folder.
+        card: License and language on the cards of the exported models.
         data_root: Folder that mirrors hub datasets (DIR/nyu-mll/glue); also MULTITASK_DATA_ROOT in the environment.
         model_root: Folder that mirrors hub models (DIR/roberta-base); also MULTITASK_MODEL_ROOT in the environment.
         num_proc: Number of tokenisation processes; null uses one.
@@ -257,6 +273,7 @@ class Config:
     adapters: AdapterConfig | None = None
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     tracking: TrackingConfig = TrackingConfig()
+    card: CardConfig = CardConfig()
     data_root: str | None = None
     model_root: str | None = None
     num_proc: int | None = None

@@ -14,13 +14,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ..errors import UserError, hint
+from ..errors import UserError, hint, note
 from .schema import METRIC_NAMES, TASK_RULES, Config, TaskConfig
 
 FLAGS = ("--dry_run", "--debug", "--help", "-h", "--print_config")
 
 
-MODE_FLAGS = ("--mode", "--only", "--checkpoint", "--input", "--output", "--skip_bad_rows")
+MODE_FLAGS = ("--mode", "--only", "--seeds", "--checkpoint", "--input", "--output", "--skip_bad_rows", "--push_to_hub")
 
 
 # Task keys whose valid values are registered by `tasks/`.
@@ -59,7 +59,10 @@ def check_words(arguments: list[str]) -> list[str]:
     files = {value: _read(value) for option, value in options if option == "--config"}
     for name in files:
         check_file(name)
-    tasks = [task for tree in files.values() for task in tree.get("tasks") or {}]
+    with_tasks = [name for name, tree in files.items() if tree.get("tasks")]
+    for name in with_tasks[1:]:
+        note(f"the tasks of {name} ({', '.join(files[name]['tasks'])}) replace those of {with_tasks[0]}")
+    tasks = list(files[with_tasks[-1]]["tasks"]) if with_tasks else []
     for option, value in options:
         section, *path = option.removeprefix("--").split(".")
         if section in SECTIONS and path[-1:] == ["help"]:

@@ -118,8 +118,10 @@ def _check_evaluations(config: Config) -> None:
 def _check_task(key: str, name: str, task: TaskConfig) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"{key}: a task's name becomes a folder: text of letters, digits, '_' and '-'")
-    if name == "row":
-        raise UserError(f"{key}: predictions have the row's number under this name; choose another")
+    if name in ("row", "fields"):
+        raise UserError(
+            f"{key}: predictions have the row's {'number' if name == 'row' else name} under this name; choose another"
+        )
     if hasattr(nn.ModuleDict(), name):
         raise UserError(f"{key}: the name '{name}' is taken by PyTorch's modules; choose another")
     TASK_RULES[task.type](key, task)

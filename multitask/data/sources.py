@@ -1,6 +1,7 @@
 """Sources of a task's rows: a hub dataset, a local mirror of the hub, or files."""
 
 import os
+from collections.abc import Mapping
 from functools import cache
 from glob import glob
 from pathlib import Path
@@ -9,12 +10,15 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import datasets.config
+import pyarrow.parquet
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import constants
 
 from ..config.schema import FILE_FORMATS, TaskConfig
 from ..errors import UserError, first_line, hint
+from .local_files import read_files
+from .remote_files import is_remote, local_copies
 
 # Reading a local file is counted by a request to a server; a quick start without a network should not wait for it.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
@@ -39,21 +43,22 @@ def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[st
         if source.startswith((".", "/", "~")):
             raise UserError(f"{key}.dataset: there is no folder {source} (seen from {Path.cwd()})")
         go_offline_if_unreachable()
-    files = config.data_files or {}
-    for split, patterns in files.items() if is_local else ():
-        _check_files(f"{key}.data_files.{split}", [patterns] if isinstance(patterns, str) else patterns)
-    # What pandas would take for a missing value, such as "NA" or "None", is a text like any other.
-    options: dict[str, Any] = {"keep_default_na": False} if source == "csv" else {}
+    files = _local_files(key, config) if is_local else {}
+    columns = _columns(key, config)
     try:
-        if is_local:  # split by split, as one may have columns that another has not
-            found = {s: load_dataset(source, data_files={s: f}, split=s, **options) for s, f in files.items()}
+        if source == "parquet":  # split by split, as one may have columns that another has not
+            found = {s: _read_parquet(files[s], s, columns) for s in files}
+        elif is_local:
+            found = {s: read_files(files[s], source, columns, f"{key}.data_files.{s}", s) for s in files}
         else:
             found = load_dataset(source, config.subset, data_files=config.data_files)
     except (DatasetNotFoundError, ConnectionError) as error:
         reason = "the hub cannot be reached for" if isinstance(error, ConnectionError) else "the hub does not have"
         raise UserError(f"{key}.dataset: {reason} '{config.dataset}'{_searched(config.dataset, data_root)}") from error
     except DatasetGenerationError as error:
-        raise UserError(f"{key}: {files or source} cannot be read: {first_line(error.__cause__ or error)}") from error
+        raise UserError(
+            f"{key}: {files or config.data_files or source} cannot be read: {first_line(error.__cause__ or error)}"
+        ) from error
     except (ValueError, OSError) as error:
         if "corresponds to no data" in str(error):
             raise UserError(f"{key}.data_files: one of {files} has no rows") from error
@@ -72,8 +77,23 @@ def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[st
     if "validation" in splits and not len(splits["validation"]):
         del splits["validation"]
     for role, dataset in splits.items():
-        _check_columns(key, config.train_split if role == "train" else str(config.validation_split), dataset, config)
+        _check_columns(config.train_split if role == "train" else str(config.validation_split), dataset, columns)
     return splits
+
+
+def _local_files(key: str, config: TaskConfig) -> dict[str, list[str]]:
+    """The files of each split on this machine; those in Google Cloud Storage are copied here."""
+    files: dict[str, list[str]] = {}
+    for split, names in (config.data_files or {}).items():
+        option, names = f"{key}.data_files.{split}", [names] if isinstance(names, str) else names
+        files[split] = []
+        for name in names:
+            try:
+                files[split] += local_copies(name) if is_remote(name) else [os.path.expanduser(name)]
+            except UserError as error:
+                raise UserError(f"{option}: {error}") from error
+        _check_files(option, files[split])
+    return files
 
 
 def _check_files(key: str, patterns: list[str]) -> None:
@@ -101,13 +121,26 @@ def _searched(dataset: str, data_root: str | None) -> str:
     return f", and it is not in data_root {data_root}{hint(dataset, there, 'there')}"
 
 
-def _check_columns(key: str, split: str, dataset: Dataset, config: TaskConfig) -> None:
-    known = _paths(dataset.features)
+def _columns(key: str, config: TaskConfig) -> dict[str, str]:
+    """The columns that a task reads, each with the setting that names it."""
     choices = [config.choices] if isinstance(config.choices, str) else config.choices or []
-    wanted = [("inputs", c) for c in config.inputs] + [("label", config.label)] + [("choices", c) for c in choices]
-    for option, column in wanted + ([("choice_labels", config.choice_labels)] if config.choice_labels else []):
+    wanted = dict.fromkeys(config.inputs, "inputs") | {config.label: "label"}
+    wanted |= dict.fromkeys(choices, "choices")
+    wanted |= {config.choice_labels: "choice_labels"} if config.choice_labels else {}
+    return {column: f"{key}.{option}" for column, option in wanted.items()}
+
+
+def _read_parquet(files: list[str], split: str, columns: Mapping[str, str]) -> Dataset:
+    there = pyarrow.parquet.read_schema(files[0]).names if len(files) == 1 else []
+    read = [name for name in there if name in columns or name in {column.split(".")[0] for column in columns}]
+    return load_dataset("parquet", data_files={split: files}, split=split, columns=read or None)
+
+
+def _check_columns(split: str, dataset: Dataset, columns: Mapping[str, str]) -> None:
+    known = _paths(dataset.features)
+    for column, option in columns.items():
         if column not in known:
-            raise UserError(f"{key}.{option}: {split} has no column '{column}'{hint(column, known, 'columns')}")
+            raise UserError(f"{option}: {split} has no column '{column}'{hint(column, known, 'columns')}")
 
 
 def _paths(features: Any) -> list[str]:

@@ -24,7 +24,7 @@ from ..evaluation.evaluate import compute_logits
 from ..tasks.fields import fields_of, shared_layout
 from ..tasks.load import as_split
 from ..training.distributed import default_device
-from .prediction_files import bad_rows_file, prediction_file, read_rows
+from .prediction_files import bad_rows_file, prediction_file, read_input
 
 Answers = dict[str, dict[str, Any]]  # by task: {"rte": {"label": "entailment", "score": 0.9, …}}
 
@@ -168,8 +168,9 @@ def predict_file(
     Args:
         predictor: predictor of the run.
         tasks: names of the tasks to predict.
-        source: JSON Lines, CSV or Parquet file.
-        target: output file; its suffix selects the format.
+        source: JSON Lines, CSV or Parquet file, or "-" for JSON Lines on stdin.
+        target: output file, whose suffix selects the format, or "-" for JSON Lines on stdout. Each line has the row's
+            number, its own fields (`fields`) and the answers of each task.
         accelerator: process r of R predicts rows r, r + R, r + 2R… of each chunk.
         skip_bad_rows: skip rows that cannot be predicted and write them to `TARGET.bad.jsonl` with the reason.
 
@@ -187,7 +188,7 @@ def predict_file(
     nowhere: AbstractContextManager = nullcontext(lambda rows: None)
     progress = tqdm(desc="predicting", unit="row", disable=not accelerator.is_main_process)
     with progress, prediction_file(target) if accelerator.is_main_process else nowhere as write:
-        for rows in _chunks(read_rows(source), CHUNK * size):
+        for rows in _chunks(read_input(source), CHUNK * size):
             answers: list[Any] = [None] * len(rows)
             with accelerator.autocast():
                 found = gather_object([(rank, predictor.answer(rows[rank::size], tasks))])
@@ -198,7 +199,7 @@ def predict_file(
             bad: list[dict[str, Any]] = []
             for number, (row, answer) in enumerate(zip(rows, answers, strict=True), start=first):
                 if not isinstance(answer, UserError):
-                    lines.append({"row": number} | answer)
+                    lines.append({"row": number, "fields": dict(row)} | answer)
                 elif skip_bad_rows:
                     bad.append({"row": number, "error": str(answer), "fields": None if row is answer else row})
                 else:

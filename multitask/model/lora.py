@@ -196,7 +196,7 @@ def save_adapter(model: MultitaskModel, adapters: Sequence[str], encoder: str, f
     Args:
         model: the model with its adapters.
         adapters: names of the task's adapters.
-        encoder: name of the encoder, written into the configuration.
+        encoder: name of the encoder, written into the configuration; of a local folder only its name.
         folder: target folder.
     """
     layers = _lora_layers(model.encoder)
@@ -209,7 +209,8 @@ def save_adapter(model: MultitaskModel, adapters: Sequence[str], encoder: str, f
         r=sum(layer.r[adapter] for adapter in adapters),
         lora_alpha=sum(layer.lora_alpha[adapter] for adapter in adapters),
         lora_dropout=getattr(layer.lora_dropout[adapters[0]], "p", 0.0),
-        base_model_name_or_path=encoder,
+        # A path of this machine means nothing to others.
+        base_model_name_or_path=Path(encoder).name if Path(encoder).exists() else encoder.removeprefix("package://"),
         inference_mode=True,
     )
     config.target_modules = sorted(layers)  # a list, as PEFT would write a set in any order

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..config.schema import FILE_FORMATS, TaskConfig
+from ..config.schema import FILE_FORMATS, CardConfig, TaskConfig
 from ..tasks.base import Task
 from ..tasks.metrics import Results
 
@@ -33,7 +33,14 @@ class TrainedRun(NamedTuple):
     best_by: str | None = None
 
 
-def model_card(task: Task, config: TaskConfig, encoder: str, run: TrainedRun, merged: bool = True) -> str:
+def model_card(
+    task: Task,
+    config: TaskConfig,
+    encoder: str,
+    run: TrainedRun,
+    merged: bool = True,
+    card: CardConfig = CardConfig(),  # noqa: B008
+) -> str:
     """The text of README.md, with the metadata of the Hugging Face hub.
 
     Args:
@@ -42,15 +49,19 @@ def model_card(task: Task, config: TaskConfig, encoder: str, run: TrainedRun, me
         encoder: `model.encoder`.
         run: facts about the run.
         merged: whether full weights were exported; otherwise an adapter and a head.
+        card: license and language.
     """
     results = run.results.get(task.name, {})
     on_hub = config.dataset not in FILE_FORMATS and not Path(config.dataset).exists()
     dataset = config.dataset if on_hub else ", ".join(_names(config))
     data = ModelCardData(
-        library_name="transformers",
+        library_name="transformers" if merged else "peft",
+        license=card.license,
+        language=card.language or None,
         pipeline_tag=task.type.hub_name,
         base_model=encoder if "://" not in encoder and not Path(encoder).exists() else None,
         datasets=[config.dataset] if on_hub else None,
+        metrics=list(results) or None,
         tags=["multitask", task.type.name],
         model_name=task.name if results else None,
         eval_results=[
@@ -116,12 +127,17 @@ def _names(config: TaskConfig) -> list[str]:
 
 
 def _use_adapter(task: Task, encoder: str) -> str:
-    auto = task.type.auto_class.__name__
-    return f"""from peft import PeftModel
+    auto, place, imports = task.type.auto_class.__name__, f'"{encoder}"', ""
+    if encoder.startswith("package://"):  # a folder inside a package that anyone can install
+        package, _, folder = encoder.removeprefix("package://").partition("/")
+        imports, place = "from importlib.resources import files\n\n", f'str(files("{package}") / "{folder}")'
+    elif Path(encoder).exists():  # on the machine of the one who trained
+        place = f'"path/to/{Path(encoder).name}"'
+    return f"""{imports}from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, {auto}
 
 config = AutoConfig.from_pretrained("{task.name}")
-model = {auto}.from_pretrained("{encoder}", config=config)
+model = {auto}.from_pretrained({place}, config=config)
 model.load_state_dict(load_file("{task.name}/adapter/head.safetensors"), strict=False)
 PeftModel.from_pretrained(model.base_model, "{task.name}/adapter")  # puts the adapter into the encoder's layers"""

@@ -32,7 +32,8 @@ def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels:
         )
         if value is None:
             also = " or ".join(f"'{other}'" for other in others if other != own)
-            raise UserError(f"lacks the field '{own}' (or {also}) that task {task} reads{hint(own, row, 'fields')}")
+            or_also = f" (or {also})" if also else ""
+            raise UserError(f"lacks the field '{own}'{or_also} that task {task} reads{hint(own, row, 'fields')}")
         value = TASK_TYPES[config.type].read_input(value, name, task)
         if not _is_unicode(value):
             raise UserError(f"holds half a character in field '{name}', which is no Unicode")
@@ -55,8 +56,9 @@ def _choices(task: str, config: TaskConfig, row: Mapping[str, Any], num_choices:
     if not isinstance(choices, list) or None in choices:
         choices = row.get("choices")
     if choices is None:
+        or_also = " (or 'choices')" if own != ["choices"] else ""
         raise UserError(
-            f"lacks the field '{', '.join(own)}' (or 'choices') that task {task} reads{hint(own[0], row, 'fields')}"
+            f"lacks the field '{', '.join(own)}'{or_also} that task {task} reads{hint(own[0], row, 'fields')}"
         )
     if (
         not isinstance(choices, list)

@@ -41,7 +41,11 @@ class TokenClassification(TaskType):
     num_inputs = (1, 1)
     inputs_wanted = "the column with the words is needed"
     input_names = (("words", "text"),)
-    answer_types = {"labels": pa.list_(pa.string()), "scores": pa.list_(pa.float64())}
+    answer_types = {
+        "words": pa.list_(pa.string()),
+        "labels": pa.list_(pa.string()),
+        "scores": pa.list_(pa.float64()),
+    }
 
     def encode(
         self,
@@ -79,7 +83,7 @@ class TokenClassification(TaskType):
         cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
         columns = sequence_columns(encoded, tokenizer, cut) | {"word_tokens": first_tokens}
         if layout.label is None:
-            return columns
+            return columns | {"words": words}
         word_labels = [_labels(*found, layout) for found in zip(in_rows, words, at, strict=True)]
         labels = [[NO_LABEL] * len(ids) for ids in encoded["input_ids"]]
         for of_tokens, of_words, places in zip(labels, word_labels, first_tokens, strict=True):
@@ -106,13 +110,15 @@ class TokenClassification(TaskType):
         probabilities = softmax(logits, axis=-1)
         return [
             {
+                "words": of_row_words,
                 "labels": [names[label] if label >= 0 else None for label in of_words],
                 "scores": [float(of_row[place].max()) if place >= 0 else None for place in places],
             }
-            for of_row, of_words, places in zip(
+            for of_row, of_words, places, of_row_words in zip(
                 probabilities,
                 predicted_words(logits, split.notes["word_tokens"]),
                 split.notes["word_tokens"],
+                split.notes["words"],
                 strict=True,
             )
         ]

@@ -1,7 +1,6 @@
 """Several runs side by side: what differs in their settings, their results with intervals, their curves."""
 
 import datetime
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ from ..evaluation.bootstrap import Difference, resampled
 from ..evaluation.validation_rows import NAME, RowPredictions, read_rows
 from ..tasks.base import TASK_TYPES
 from ..tasks.metrics import Results, average
-from ..utils import flatten
+from ..utils import as_yaml, flatten
 from . import charts
 from .report import Curves, drawable, environment_of_templates, read_curves
+from .trackers import run_name
 
 # Settings in which two runs always differ, or that do not affect results.
 UNINTERESTING = {"training.output_dir", "training.resume_from_checkpoint", "checkpoints.remote"}
@@ -88,12 +88,8 @@ def read_contender(folder: Path) -> Contender:
             there = "is not the folder of a run" if path.is_dir() else "does not exist"
             raise UserError(f"{path} {there} ({first_line(error)})") from error
     config = {k: v for k, v in configs[0].items() if len(folders) == 1 or k != "training.seed"}
-    name = folder.resolve().name
-    if re.fullmatch(r"seed-\d+", name):
-        name = f"{folder.resolve().parent.name}/{name}"
-    return Contender(
-        name, config, [read_rows(path / NAME) for path in folders], [read_curves(p / "metrics.jsonl") for p in folders]
-    )
+    rows = [read_rows(path / NAME) for path in folders]
+    return Contender(run_name(folder), config, rows, [read_curves(path / "metrics.jsonl") for path in folders])
 
 
 def differing_settings(contenders: Sequence[Contender]) -> list[tuple[str, list[str]]]:
@@ -101,7 +97,7 @@ def differing_settings(contenders: Sequence[Contender]) -> list[tuple[str, list[
     keys = dict.fromkeys(key for contender in contenders for key in contender.config)
     lines = []
     for key in keys:
-        values = [yaml.safe_dump(c.config.get(key), default_flow_style=True).split("\n")[0] for c in contenders]
+        values = [as_yaml(contender.config.get(key)) for contender in contenders]
         if len(set(values)) > 1 and key not in UNINTERESTING:
             lines.append((key, values))
     return lines

@@ -19,7 +19,7 @@ from ..config.schema import Config, to_yaml
 from ..errors import UserError
 from ..evaluation.validation_rows import NAME as VALIDATION_ROWS
 from ..training.distributed import from_main_process
-from ..utils import flatten, write_atomically
+from ..utils import as_yaml, flatten, write_atomically
 
 NUMBERS = ("metrics.jsonl", "metrics.json", "predictions.json", "watched.jsonl", VALIDATION_ROWS)
 
@@ -46,6 +46,8 @@ HARMLESS = {
     "tracking.project",
     "tracking.agreement",
     "tracking.log_predictions",
+    "card.license",
+    "card.language",
     "data_root",
     "model_root",
     "num_proc",
@@ -146,7 +148,7 @@ def changed_setting(earlier: dict[str, Any], config: Config) -> str | None:
     harmless = HARMLESS - {"training.eval_steps"} if decides else HARMLESS
     for key in sorted((then.keys() | now.keys()) - harmless):
         if then.get(key) != now.get(key):
-            return f"{key} was {then.get(key)}, is {now.get(key)}"
+            return f"{key} was {as_yaml(then.get(key))}, is {as_yaml(now.get(key))}"
     return None
 
 

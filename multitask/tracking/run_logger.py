@@ -27,7 +27,7 @@ from ..training.state import TrainState
 from ..utils import write_atomically
 from .origin import describe_origin, duration
 from .run_directory import append_metrics, write_results
-from .trackers import Trackers, shareable, without_details
+from .trackers import Trackers, for_trackers, shareable
 from .window import evaluation_values
 
 
@@ -143,7 +143,7 @@ class RunLogger:
 
     def _for_trackers(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What `tracking` lets out of the run's folder."""
-        chosen = without_details(values, self.tracking.agreement)
+        chosen = for_trackers(values, self.tracking.agreement)
         is_shared = self.tracking.log_predictions
         return {name: value for name, value in chosen.items() if is_shared or not isinstance(value, list)}
 

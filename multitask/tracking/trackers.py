@@ -12,7 +12,7 @@ from typing import Any, get_args
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, TensorBoardTracker, get_available_trackers
 
 from ..errors import UserError, first_line
-from ..training.gradient_similarity import GROUP as AGREEMENT
+from ..training.gradient_similarity import GROUP
 from ..utils import flatten
 
 # Settings that are paths on this machine and do not affect the training.
@@ -20,6 +20,9 @@ PLACES = ("data_root", "model_root")
 
 
 WANDB_TIMEOUT_SECONDS = 30
+
+
+AGREEMENT = f"train_{GROUP}"  # trackers sort groups by name, and this one shall be the last
 
 
 # The keyword arguments of Accelerate's trackers that take the name of a run.
@@ -62,7 +65,7 @@ def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
     return clean({key: value for key, value in config.items() if key not in PLACES})
 
 
-def without_details(values: Mapping[str, Any], agreement: str) -> dict[str, Any]:
+def for_trackers(values: Mapping[str, Any], agreement: str) -> dict[str, Any]:
     """The values for trackers: of the gradients' agreement, as much as `tracking.agreement` asks for.
 
     Args:
@@ -70,11 +73,20 @@ def without_details(values: Mapping[str, Any], agreement: str) -> dict[str, Any]
         agreement: `average`, `pairs` (and the average) or `layers` (all).
     """
     deepest = {"average": 2, "pairs": 3, "layers": 4}[agreement]
-    return {
-        name: value
-        for name, value in values.items()
-        if not name.startswith(f"{AGREEMENT}/") or len(name.split("/")) <= deepest
-    }
+    chosen = {}
+    for name, value in values.items():
+        group, *rest = name.split("/")
+        if group != GROUP:
+            chosen[name] = value
+        elif len(rest) < deepest:
+            chosen["/".join([AGREEMENT, *rest])] = value
+    return chosen
+
+
+def run_name(folder: Path) -> str:
+    """The name of a run: its folder's; of one of several seeds, together with the folder that holds them."""
+    folder = folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if re.fullmatch(r"seed-\d+", folder.name) else folder.name
 
 
 class Trackers:
@@ -148,7 +160,7 @@ class Trackers:
 def _start(name: str, project: str, folder: Path, run_id: str, config: Mapping[str, Any]) -> GeneralTracker:
     """Starts a tracker other than W&B; local data of the run is deleted first, since the history is sent again."""
     flat = {key: v if isinstance(v, (int, float, str)) else str(v) for key, v in flatten(dict(config)).items()}
-    options: dict[str, Any] = {RUN_NAME[name]: folder.name} if name in RUN_NAME else {}
+    options: dict[str, Any] = {RUN_NAME[name]: run_name(folder)} if name in RUN_NAME else {}
     own = LOGGER_TYPE_TO_CLASS[name]
     if name == "tensorboard":
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -222,7 +234,7 @@ def _start_wandb(
         )
         resume = {"resume": "allow"} if mode == "online" else {}
         tracker = LOGGER_TYPE_TO_CLASS["wandb"](
-            project, id=run_id, name=folder.name, dir=str(folder), settings=settings, **resume
+            project, id=run_id, name=run_name(folder), dir=str(folder), settings=settings, **resume
         )
         tracker.start()
         return tracker

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..model.multitask import MultitaskModel
 
-GROUP = "train_agreement"  # of logged names; trackers sort groups by name, and this one comes last
+GROUP = "agreement"  # of logged names
 
 
 OTHER = "other"

@@ -193,6 +193,10 @@ def test_every_target_is_listed(make):
 def test_the_examples_settings_are_complete(make):
     example = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.M))
     done, calls = make("cloud-train", example)
+    message = "error: PROJECT: 'your-project-id' is the example's; set your own in .env or on the command line: "
+    assert (done.returncode, calls) == (2, []) and done.stderr.startswith(message)
+    example["PROJECT"] = "my-project"
+    done, calls = make("cloud-train", example)
     assert done.returncode == 0, done.stderr
     assert "BASE_IMAGE=nvidia/cuda:12.9.1-base-ubuntu24.04" in next(c for c in calls if c[:2] == ["docker", "build"])
     assert make("tpu-train", example)[0].returncode == 0

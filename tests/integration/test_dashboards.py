@@ -8,6 +8,7 @@ from helpers.tasks import ALL_TASKS, read_jsonl
 from dashboards.workspace import build, main
 from multitask.cli.arguments import read_command
 from multitask.errors import UserError
+from multitask.tracking.trackers import for_trackers
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_every_panel_shows_what_a_run_logs(mixture_config, write_config, train):
     mixture_config["tracking"]["agreement"] = "layers"
     workspace = build(read_command(["--config", write_config(mixture_config)]).config, entity="someone")
     folder = train()
-    logged = {name for line in read_jsonl(folder / "metrics.jsonl") for name in line}
+    logged = {name for line in read_jsonl(folder / "metrics.jsonl") for name in for_trackers(line, "layers")}
     tables = {name for line in read_jsonl(folder / "watched.jsonl") for name in line} - {"step"}
     rest = ["mixture", "efficiency", "checkpoints", "agreement"]
     assert [section.name for section in workspace.sections] == [*ALL_TASKS, *rest]

@@ -129,14 +129,16 @@ def test_what_is_handed_on_to_the_training(monkeypatch):
     called = []
     monkeypatch.setattr(os, "execvpe", lambda *call: called.append(call))
     monkeypatch.setattr(entrypoint, "run", lambda args: 0)
-    monkeypatch.setattr(entrypoint, "read_secret", lambda name: f"the key in {name}")
-    for name in ("WANDB_API_KEY", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+    monkeypatch.setattr(entrypoint, "read_secret", lambda variable, name: f"the key in {name}")
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
         monkeypatch.setenv(name, "")  # so that what becomes of it is undone
         monkeypatch.delenv(name)
-    entrypoint.main({"WANDB_API_KEY_SECRET": "a", "LAUNCH": "cpu"}, ["--config", "a.yaml"])
+    secrets = {"WANDB_API_KEY_SECRET": "a", "HF_TOKEN_SECRET": "b"}
+    entrypoint.main({**secrets, "LAUNCH": "cpu"}, ["--config", "a.yaml"])
     ((program, command, variables),) = called
     assert command == [program, str(ROOT / "run_multitask.py"), "--config", "a.yaml"]
-    assert variables["WANDB_API_KEY"] == "the key in a" and variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "3600"
+    assert variables["WANDB_API_KEY"] == "the key in a" and variables["HF_TOKEN"] == "the key in b"
+    assert variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "3600"
 
 
 # -- which machine this is, and what it is told ------------------------------------------------------------------------
@@ -290,11 +292,11 @@ def secrets(tmp_path, monkeypatch):
 
 
 def test_a_secret_is_read_by_its_name(secrets):
-    assert read_secret("projects/p/secrets/a/versions/latest", secrets) == "the-key"
+    assert read_secret("WANDB_API_KEY_SECRET", "projects/p/secrets/a/versions/latest", secrets) == "the-key"
     name = "projects/p/secrets/b/versions/latest"
     message = f"WANDB_API_KEY_SECRET: {name} cannot be read (403 Forbidden); the service account needs roles/secretmanager.secretAccessor on it"
     with pytest.raises(UserError, match="^" + re.escape(message) + "$"):
-        read_secret(name, secrets)
+        read_secret("WANDB_API_KEY_SECRET", name, secrets)
 
 
 def test_a_secret_without_credentials(monkeypatch):
@@ -302,4 +304,4 @@ def test_a_secret_without_credentials(monkeypatch):
     with pytest.raises(
         UserError, match="WANDB_API_KEY_SECRET: projects/.* cannot be read: File /nowhere.json was not"
     ):
-        read_secret("projects/p/secrets/a/versions/latest")
+        read_secret("WANDB_API_KEY_SECRET", "projects/p/secrets/a/versions/latest")

@@ -15,6 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Options of other programs that the pages show: accelerate, torchrun, docker, gcloud, the benchmarks.
 OF_OTHERS = {
     "config_file",
+    "mixed_precision",
     "num_processes",
     "num_machines",
     "machine_rank",

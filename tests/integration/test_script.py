@@ -131,7 +131,7 @@ def test_a_folder_with_another_run_is_refused(train, mixture_config, tmp_path):
     train("--training.logging_steps", "3")  # harmless
     in_order = mixture_config["tasks"]
     mixture_config["tasks"] = dict(reversed(in_order.items()))
-    with pytest.raises(UserError, match=r"\(the order of tasks was \['similar', 'animal', 'choice'\], is "):
+    with pytest.raises(UserError, match=r"\(the order of tasks was \[similar, animal, choice\], is "):
         train()
     mixture_config["tasks"] = in_order
     (tmp_path / "run" / "config.yaml").write_text("")

@@ -110,7 +110,7 @@ def test_it_does_all_that_the_others_do(ranking, train, tmp_path, capsys):
     results = json.loads((folder / "metrics.json").read_text())["tasks"]
     assert results["rank"]["accuracy"] > 0.8 and len(results) == 4
     assert "rank" in (folder / "report" / "index.html").read_text()
-    assert "train_agreement/similar/rank" in {name for line in read_jsonl(folder / "metrics.jsonl") for name in line}
+    assert "agreement/similar/rank" in {name for line in read_jsonl(folder / "metrics.jsonl") for name in line}
 
     run_mode("evaluate", "--checkpoint", str(folder), "--output", str(tmp_path / "again.json"))
     of_run = json.loads((folder / "metrics.json").read_text())

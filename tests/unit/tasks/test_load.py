@@ -484,8 +484,10 @@ def test_mistakes_with_files_and_folders(load, encoders, tmp_path):
     header.write_text("a,label\n")
     assert "header.csv" in message(dataset="csv", data_files={"train": str(header)})
     assert message(dataset="./nowhere").startswith("tasks.t.dataset: there is no folder ./nowhere (seen from ")
-    assert "; did you mean 'csv'? (formats of local files: csv, json, jsonl, parquet)" in message(dataset="cvs")
-    assert message(data_files={"train": str(broken)}).startswith(f"tasks.t: {{'train': '{broken}'}} cannot be read: ")
+    assert "; did you mean 'csv'? (formats of local files: csv, json, jsonl, parquet, tsv)" in message(dataset="cvs")
+    assert message(data_files={"train": str(broken)}).startswith(
+        f"tasks.t.data_files.train: {broken} row 1 is not JSON: "
+    )
     assert message(dataset="me/sett", data_root=root) == (
         "tasks.t.dataset: the hub cannot be reached for 'me/sett', "
         f"and it is not in data_root {root}; did you mean 'me/set'? (there: me/set)"

@@ -41,7 +41,7 @@ def write_run(folder, *, task_names=tuple(TASKS), steps=range(1, 41), with_agree
 
 PAIRS = ("similar/animal", "similar/choice", "animal/choice")
 AGREEMENT = {
-    f"train_agreement/{part}{pair}": 0.1 - 0.2 * n
+    f"agreement/{part}{pair}": 0.1 - 0.2 * n
     for part in ("", "layer_0/", "layer_1/", "embeddings/")
     for n, pair in enumerate(PAIRS)
 }

@@ -18,7 +18,7 @@ from multitask.checkpoints.manifest import checkpoints_in
 from multitask.cli.arguments import read_command
 from multitask.errors import UserError
 from multitask.tracking import trackers
-from multitask.tracking.trackers import Trackers, check_trackers, shareable, without_details
+from multitask.tracking.trackers import Trackers, check_trackers, for_trackers, shareable
 from multitask.training.state import SavedState
 
 HISTORY = [
@@ -242,13 +242,11 @@ def test_hyperparameters_stand_beside_the_final_metrics_of_the_run_itself(tmp_pa
 
 
 def test_trackers_are_sent_as_much_agreement_as_asked_for():
-    values = {
-        f"train_agreement/{name}": 0.5 for name in ("average", "a/b", "a/c", "b/c", "layer_0/a/b", "embeddings/b/c")
-    }
+    values = {f"agreement/{name}": 0.5 for name in ("average", "a/b", "a/c", "b/c", "layer_0/a/b", "embeddings/b/c")}
     values["train/a/b/loss"] = 1.0
 
     def shown(agreement):
-        return [name.removeprefix("train_agreement/") for name in without_details(values, agreement)]
+        return [name.removeprefix("train_agreement/") for name in for_trackers(values, agreement)]
 
     assert shown("average") == ["average", "train/a/b/loss"]
     assert shown("pairs") == ["average", "a/b", "a/c", "b/c", "train/a/b/loss"]

@@ -372,8 +372,8 @@ def test_what_the_data_do_not_allow_is_told_before_training(run, mixture_config,
         (STOPPED, ["--training.eval_steps", "3"], "training.eval_steps was 2, is 3"),
         (BEST, ["--training.eval_steps", "3"], "training.eval_steps was 2, is 3"),
         (STOPPED, ["--tasks.animal.patience", "2"], "tasks.animal.patience was 1, is 2"),
-        ([], ["--tasks.animal.learning_rate", "1"], "tasks.animal.learning_rate was None, is 1.0"),
-        ([], ["--mixture.cap", "100"], "mixture.cap was None, is 100"),
+        ([], ["--tasks.animal.learning_rate", "1"], "tasks.animal.learning_rate was null, is 1.0"),
+        ([], ["--mixture.cap", "100"], "mixture.cap was null, is 100"),
     ],
 )
 def test_what_changes_the_result_is_refused_by_a_run_that_goes_on(run, tmp_path, made, changed, said):

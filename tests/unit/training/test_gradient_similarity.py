@@ -75,12 +75,12 @@ def test_the_matrix_is_the_one_computed_by_hand(make):
     }
     assert [len(names) for names in parts.values()] == [5 + 2 * 16, 5, 16, 16]
     expected = {
-        f"train_agreement/{part}{a}/{b}": value
+        f"agreement/{part}{a}/{b}": value
         for part, names in parts.items()
         for (a, b), value in zip(PAIRS, by_hand(model, tasks, batches, names), strict=True)
     }
-    mean = sum(expected[f"train_agreement/{a}/{b}"] for a, b in PAIRS) / 3
-    expected = {"train_agreement/average": mean} | expected
+    mean = sum(expected[f"agreement/{a}/{b}"] for a, b in PAIRS) / 3
+    expected = {"agreement/average": mean} | expected
     assert list(values) == list(expected) and len(values) == 1 + 4 * 3
     assert values == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in values.values()}) > 6  # they are not all the same
@@ -151,7 +151,7 @@ def test_in_bfloat16_with_a_scaled_loss(make):
     flat, expected_flat = (torch.cat([g[name].flatten() for name in expected]) for g in (found, expected))
     assert expected_flat.norm() > 1024
     assert (flat - expected_flat).norm() < 0.002 * expected_flat.norm()  # bfloat16 rounds at 2^-9 = 0.002
-    assert [values[f"train_agreement/{a}/{b}"] for a, b in PAIRS] == pytest.approx(cosines_by_hand, abs=1e-3)
+    assert [values[f"agreement/{a}/{b}"] for a, b in PAIRS] == pytest.approx(cosines_by_hand, abs=1e-3)
 
 
 def test_many_tasks_are_measured_where_it_is_asked_for(make, capsys, monkeypatch):
@@ -217,15 +217,15 @@ def test_what_has_no_cosine():
     }
     values = cosines(products, {"a": 1, "b": 2, "c": 3})
     assert values == {
-        "train_agreement/average": pytest.approx((0.3 + 0.0 + 0.8) / 3),
-        "train_agreement/a/b": pytest.approx(3 / (2 * 5)),
-        "train_agreement/a/c": 0.0,
-        "train_agreement/b/c": pytest.approx(4 / 5),
-        "train_agreement/layer_0/a/b": pytest.approx(0.5),  # there, c's gradient is zero
+        "agreement/average": pytest.approx((0.3 + 0.0 + 0.8) / 3),
+        "agreement/a/b": pytest.approx(3 / (2 * 5)),
+        "agreement/a/c": 0.0,
+        "agreement/b/c": pytest.approx(4 / 5),
+        "agreement/layer_0/a/b": pytest.approx(0.5),  # there, c's gradient is zero
     }
     assert cosines(products, {"a": 0, "b": 2, "c": 3}) == {
-        "train_agreement/average": pytest.approx(4 / 5),
-        "train_agreement/b/c": pytest.approx(4 / 5),
+        "agreement/average": pytest.approx(4 / 5),
+        "agreement/b/c": pytest.approx(4 / 5),
     }
     assert cosines({"layer_0": torch.full((2, 2), math.inf)}, {"a": 1, "b": 1}) == {}
 

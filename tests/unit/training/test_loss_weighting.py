@@ -281,7 +281,7 @@ def logged(folder, kind):
 
 def assert_same_numbers(one, other):
     assert_same_curve(one, other)
-    for kind in ("train_agreement/", "/loss_weight"):
+    for kind in ("agreement/", "/loss_weight"):
         for first, second in zip(logged(one, kind), logged(other, kind), strict=True):
             assert first == pytest.approx(second, rel=1e-3, abs=1e-3)
 
@@ -305,13 +305,13 @@ def test_passes_and_processes_make_no_difference(mixture_config, write_config, t
     for name in after:
         assert_same_weight(name, after[name], after_two[name])
 
-    agreed = logged(one, "train_agreement/")
+    agreed = logged(one, "agreement/")
     assert [line["step"] for line in agreed] == [2, 4, 6, 8]
     similar = [line["train/similar/examples"] for line in logged(one, "/examples")]
     there = [step for step in (2, 4, 6, 8) if similar[step - 1] > similar[step - 2]]
     assert 0 < len(there) < 4
-    assert [line["step"] for line in agreed if "train_agreement/similar/choice" in line] == there
-    assert all("train_agreement/layer_1/animal/choice" in line for line in agreed)
+    assert [line["step"] for line in agreed if "agreement/similar/choice" in line] == there
+    assert all("agreement/layer_1/animal/choice" in line for line in agreed)
     counted = logged(one, "/loss_weight")
     assert len({line["train/choice/loss_weight"] for line in counted}) == (0 if method == "static" else 8)
 
@@ -324,11 +324,11 @@ def test_two_processes_in_bfloat16(mixture_config, write_config, program, tmp_pa
         folder = ["--training.output_dir", str(tmp_path / f"{processes}")]
         done = program(*config, *folder, processes=processes, ACCELERATE_MIXED_PRECISION="bf16")
         assert done.returncode == 0, done.stderr
-    for kind, number in (("train_agreement/", 13), ("/loss_weight", 3)):
+    for kind, number in (("agreement/", 13), ("/loss_weight", 3)):
         for one, two in zip(logged(tmp_path / "1", kind), logged(tmp_path / "2", kind), strict=True):
             # Rounded to 2^-9 = 0.002 in each process; embeddings, and choices that are alike, are small differences.
             assert len(one) == number + 1 and one == pytest.approx(two, abs=0.03)
-    assert [line["step"] for line in logged(tmp_path / "2", "train_agreement/")] == [2]
+    assert [line["step"] for line in logged(tmp_path / "2", "agreement/")] == [2]
 
 
 @pytest.mark.slow
@@ -349,7 +349,7 @@ def test_stopped_and_resumed_is_never_stopped(run, mixture_config, tmp_path, met
 def test_measuring_changes_a_run_by_rounding_alone(train, tmp_path):
     measured = train("--training.agreement_steps", "1")
     assert_same_curve(measured, train("--training.output_dir", str(tmp_path / "not")))
-    assert len(logged(measured, "train_agreement/")) == 6 and logged(tmp_path / "not", "train_agreement/") == []
+    assert len(logged(measured, "agreement/")) == 6 and logged(tmp_path / "not", "agreement/") == []
 
 
 @pytest.mark.parametrize("method", fast_if(["uncertainty"], METHODS))
