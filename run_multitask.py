@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,6 +233,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     # -- model --------------------------------------------------------------------------------------------------------
 
     plain_model = build_model(encoder, tasks, config.model.dropout, training.seed)
+    fingerprints = {task.name: task.train.fingerprint() for task in tasks}
+    fingerprints |= {"encoder": plain_model.encoder_fingerprint()}
     lora, start = config.adapters, {name: task.adapter for name, task in config.tasks.items() if task.adapter}
     freeze_or_adapt(plain_model, config.model.freeze_encoder, lora, start, training.seed)
     method = training.loss_balancing
@@ -262,6 +265,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         command=command.line,
         labels={task.name: task.labels for task in tasks},
         rows={task.name: task.num_rows() for task in tasks},
+        fingerprints=fingerprints,
     )
     checkpoints = CheckpointManager(config, state, tasks, tokenizer, accelerator)
     checkpoints.restore()
@@ -372,11 +376,14 @@ def run(config: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     accelerator.end_training()
     if status:
         raise KeyboardInterrupt(f"the run in {folder} was stopped; the same call resumes it")
-    return json.loads((folder / "metrics.json").read_text())
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:
     """Called by this name in each process on a TPU."""
+    for stream in (sys.stdout, sys.stderr):  # a locale such as C has no letter beyond ASCII
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with mistakes_in_one_line(is_debugged="--debug" in sys.argv):
         command = read_command(sys.argv[1:], __doc__.split("\n\n")[0])
         quiet_libraries()

@@ -200,7 +200,10 @@ def load_trained_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Non
     Raises:
         ValueError: for the first missing or unexpected name, or the first shape mismatch.
     """
-    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    everything = dict(model.named_parameters())
+    own = {name: p for name, p in everything.items() if p.requires_grad}
+    # RoFormer's sinusoids are trained where they were loaded, and frozen where they are made from the configuration.
+    own |= {name: everything[name] for name in weights.keys() & everything.keys()}
     for name in sorted(own.keys() ^ weights.keys()):
         raise ValueError(f"{name} is {'missing' if name in own else 'not a trainable parameter of this model'}")
     for name, parameter in own.items():

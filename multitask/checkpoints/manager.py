@@ -29,7 +29,7 @@ from .format import (
     write_checkpoint,
 )
 from .manifest import checkpoint_at, checkpoints_in, step_name, step_of
-from .resume import find_best, open_run
+from .resume import RunData, find_best, open_run
 from .uploads import Uploader, finish_uploads
 
 Log = Callable[[int, Mapping[str, float]], object]  # (step, values)
@@ -70,7 +70,8 @@ class CheckpointManager:
                 cannot be written to; on all processes.
         """
         config, state = self.config, self.state
-        checkpoint = open_run(self.folder, config, state.rows, state.max_steps, self.accelerator)
+        data = RunData(state.rows, state.labels, state.fingerprints)
+        checkpoint = open_run(self.folder, config, data, state.max_steps, self.accelerator)
         if checkpoint:
             load_trained_weights(state.model, load_file(checkpoint / "model.safetensors"))
             load_optimizer(state.optimizer, state.model, checkpoint / "optimizer.safetensors")

@@ -2,11 +2,12 @@
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import yaml
 from accelerate import Accelerator
@@ -22,10 +23,24 @@ from .manifest import checkpoints_in, step_name, step_of, verify
 from .remote import check_access, download_checkpoint, list_checkpoints
 
 
+class RunData(NamedTuple):
+    """What a run reads, as far as a resumed run must find it again.
+
+    Args:
+        rows: number of rows by task and split.
+        labels: names of the labels by task.
+        fingerprints: as of `SavedState`.
+    """
+
+    rows: Mapping[str, Mapping[str, int]]
+    labels: Mapping[str, Sequence[str]]
+    fingerprints: Mapping[str, str]
+
+
 def open_run(
     folder: Path,
     config: Config,
-    num_rows: Mapping[str, Mapping[str, int]],
+    data: RunData,
     max_steps: int,
     accelerator: Accelerator,
 ) -> Path | None:
@@ -34,7 +49,7 @@ def open_run(
     Args:
         folder: the run's folder.
         config: configuration of the run.
-        num_rows: number of rows by task and split.
+        data: what the run reads.
         max_steps: length of the run.
         accelerator: its main process searches and writes for all.
 
@@ -49,7 +64,7 @@ def open_run(
             check_access(remote)
         if config.training.overwrite_output_dir:
             remove_run(folder)
-        found = find_resumable(folder, choice, remote, config, num_rows, max_steps, accelerator.print)
+        found = find_resumable(folder, choice, remote, config, data, max_steps, accelerator.print)
         open_run_folder(folder, config, found)
         return found
 
@@ -69,7 +84,7 @@ def find_resumable(
     choice: str,
     remote: str | None,
     config: Config,
-    num_rows: Mapping[str, Mapping[str, int]],
+    data: RunData,
     max_steps: int,
     tell: Callable[[str], None],
 ) -> Path | None:
@@ -80,7 +95,7 @@ def find_resumable(
         choice: `auto` for the newest in the run's folder or `remote`, `never`, or a checkpoint: a folder or a URL.
         remote: parent URL of the uploaded checkpoints, if any.
         config: configuration of the run; settings that change its result must not have changed.
-        num_rows: number of rows by task and split; must not have changed.
+        data: what the run reads; must not have changed.
         max_steps: length of the run; the checkpoint must not be beyond it.
         tell: receives a message about each checkpoint used, rejected or removed.
 
@@ -107,7 +122,7 @@ def find_resumable(
             verify(found)
         except ValueError as damage:
             raise UserError(f"training.resume_from_checkpoint: {choice} is damaged: {damage}") from damage
-        _check_settings(found, config, num_rows, max_steps, "--training.resume_from_checkpoint never")
+        _check_settings(found, config, data, max_steps, "--training.resume_from_checkpoint never")
         if found.parent != here:  # the run has what it needs in its own folder
             here.mkdir(parents=True, exist_ok=True)
             shutil.copytree(found, here / found.name, dirs_exist_ok=True)
@@ -126,14 +141,14 @@ def find_resumable(
             try:
                 if remote is None or step not in copies:
                     continue
-                _check_copy(remote, step, config, num_rows, max_steps)  # before gigabytes are fetched
+                _check_copy(remote, step, config, data, max_steps)  # before gigabytes are fetched
                 here.mkdir(parents=True, exist_ok=True)
                 download_checkpoint(remote, step, found)
                 tell(f"{found} is fetched from {remote}")
             except ValueError as wrong:
                 tell(f"{remote}/{found.name} is damaged: {wrong}")
                 continue
-        _check_settings(found, config, num_rows, max_steps, "--training.overwrite_output_dir true")
+        _check_settings(found, config, data, max_steps, "--training.overwrite_output_dir true")
         tell(f"the run has ended with {found}" if step == max_steps else f"going on from {found}")
         return found
     return None
@@ -184,21 +199,19 @@ def _fetch(url: str, here: Path) -> Path:
     return found
 
 
-def _check_copy(
-    remote: str, step: int, config: Config, num_rows: Mapping[str, Mapping[str, int]], max_steps: int
-) -> None:
+def _check_copy(remote: str, step: int, config: Config, data: RunData, max_steps: int) -> None:
     """Compares the settings of a checkpoint in a bucket, of which the small files alone are fetched."""
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / step_name(step)
         download_checkpoint(remote, step, folder, only=("config.yaml", "state.json"))
         advice = "another checkpoints.remote, or null"
-        _check_settings(folder, config, num_rows, max_steps, advice, f"{remote}/{folder.name}")
+        _check_settings(folder, config, data, max_steps, advice, f"{remote}/{folder.name}")
 
 
 def _check_settings(
     folder: Path,
     config: Config,
-    num_rows: Mapping[str, Mapping[str, int]],
+    data: RunData,
     max_steps: int,
     advice: str,
     name: str = "",
@@ -208,7 +221,7 @@ def _check_settings(
     Args:
         folder: of the checkpoint.
         config: of the run.
-        num_rows: of the run.
+        data: what the run reads.
         max_steps: of the run.
         advice: what makes this configuration a new run.
         name: of the checkpoint, for people; its folder, if empty.
@@ -221,11 +234,25 @@ def _check_settings(
             f"training.max_steps: {max_steps:,} steps, but {name or folder} has done {step_of(folder):,} already; a "
             f"run can become longer, not shorter: begin anew with {advice}"
         )
-    changed = changed_setting(yaml.safe_load((folder / "config.yaml").read_text()), config)
-    for task, then in SavedState.read(folder).rows.items() if changed is None else ():
+    changed = changed_setting(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), config)
+    saved = SavedState.read(folder)
+    for task, then in saved.rows.items() if changed is None else ():
         for split, number in then.items():
-            if num_rows[task][split] != number:
-                changed = changed or f"the {split} rows of task {task} were {number:,}, are {num_rows[task][split]:,}"
+            if data.rows[task][split] != number:
+                changed = changed or f"the {split} rows of task {task} were {number:,}, are {data.rows[task][split]:,}"
+    for task, labels in saved.labels.items() if changed is None else ():
+        if list(data.labels[task]) != list(labels):
+            then_and_now = f"were {', '.join(labels)}, are {', '.join(data.labels[task])}"
+            changed = changed or f"the labels of task {task} {then_and_now}"
+    if changed is None and not config.training.allow_changed_data:
+        for part, fingerprint in saved.fingerprints.items():
+            if data.fingerprints.get(part, fingerprint) != fingerprint:
+                what = "the weights of model.encoder" if part == "encoder" else f"the training rows of task {part}"
+                raise UserError(
+                    f"training.resume_from_checkpoint: {what} are others than those that {name or folder} was made "
+                    f"with, though of the same number; --training.allow_changed_data true goes on with them, "
+                    f"{advice} begins anew"
+                )
     if changed:
         raise UserError(
             f"training.resume_from_checkpoint: {name or folder} was made with other settings ({changed}); make them "

@@ -6,6 +6,7 @@ in `config/schema.py`.
 
 import argparse
 import dataclasses
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +188,8 @@ def _read_flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         flags, rest = parser.parse_known_args(arguments, argparse.Namespace(tasks=None))
     except argparse.ArgumentError as error:
         raise UserError(str(error).removeprefix("argument ")) from error
+    for name in ("checkpoint", "input", "output"):
+        setattr(flags, name, getattr(flags, name) and os.path.expanduser(getattr(flags, name)))
     for flag, modes in FLAGS_OF_MODES.items():
         given = flag in rest if flag == "--dry_run" else getattr(flags, flag[2:])
         if given and mode not in modes:

@@ -208,6 +208,10 @@ def oddities(
                 f"{task.name}: {task.train.num_examples:,} rows of train make {len(task.train):,} windows of at most "
                 f"max_length tokens; each counts as an example"
             )
+        if len(task.labels) > max(100, task.train.num_examples // 2):
+            rows = task.train.num_examples
+            notes.append(f"{task.name}: the label has {len(task.labels):,} classes in {rows:,} rows; is it an id?")
+        notes += [f"{task.name}: {note}" for note in task.notes]
         if task.validation is None:
             notes.append(f"{task.name}: no validation rows with labels; it is trained and not evaluated")
         longest = int(task.train.length.max()) * task.train.sequences
@@ -233,11 +237,16 @@ def what_is_where(folder: Path, remote: str | None) -> str:
     )
 
 
+def defined(value: float) -> str:
+    """A metric for a table."""
+    return f"{value:.4f}" if math.isfinite(value) else "undefined"
+
+
 def results_table(results: Results, tasks: Sequence[TaskData]) -> str:
     """Task, metric, value and number of validation rows, with the average in the last row."""
     num_rows = {task.name: task.validation.num_examples for task in tasks if task.validation}
     lines = [("task", "metric", "value", "rows")]
     for task, metrics in results.items():
-        lines += [(task, name, f"{value:.4f}", f"{num_rows[task]:,}") for name, value in metrics.items()]
-    lines.append(("average", "", f"{average(results):.4f}", ""))
+        lines += [(task, name, defined(value), f"{num_rows[task]:,}") for name, value in metrics.items()]
+    lines.append(("average", "", defined(average(results)), ""))
     return format_table(lines)

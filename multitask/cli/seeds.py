@@ -33,7 +33,7 @@ def summarise(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         seeds: the finished ones.
     """
     runs: list[Results] = [
-        json.loads((folder / f"seed-{seed}" / "metrics.json").read_text())["tasks"] for seed in seeds
+        json.loads((folder / f"seed-{seed}" / "metrics.json").read_text(encoding="utf-8"))["tasks"] for seed in seeds
     ]
     tasks = {
         task: {metric: _statistics([run[task][metric] for run in runs]) for metric in metrics}

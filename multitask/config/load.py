@@ -12,7 +12,7 @@ from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentError, ArgumentPars
 from ..errors import UserError, hint
 from ..utils import flatten
 from .schema import Config
-from .suggest import check_complete, check_file, check_tree, check_words
+from .suggest import check_complete, check_file, check_tree, check_words, merge_mappings
 from .validate import check_config
 
 
@@ -70,7 +70,7 @@ def parse_config(parser: ArgumentParser, arguments: list[str]) -> Config:
         if action.dest in sections and action.help == "Path to a configuration file.":
             action.help = SUPPRESS
     try:
-        return resolve(parser, parser.parse_args(arguments), files)
+        return resolve(parser, parser.parse_args(merge_mappings(arguments, files)), files)
     except ArgumentError as error:
         check_complete(files)
         raise UserError(str(error)) from error
@@ -85,9 +85,32 @@ def resolve(parser: ArgumentParser, parsed: Any, files: Sequence[str]) -> Config
         data_root=config.data_root or os.environ.get("MULTITASK_DATA_ROOT") or None,
         model_root=config.model_root or os.environ.get("MULTITASK_MODEL_ROOT") or None,
     )
+    config = expand_home(without_null_lists(config))
     config = fill_placeholders(config, "-".join(Path(name).stem for name in files))
     check_config(config)
     return config
+
+
+def without_null_lists(config: Config) -> Config:
+    """Empty lists where a file says null: no trackers, the default metrics."""
+    tasks = {name: dataclasses.replace(task, metrics=task.metrics or []) for name, task in config.tasks.items()}
+    tracking = dataclasses.replace(config.tracking, report_to=config.tracking.report_to or [])
+    return dataclasses.replace(config, tasks=tasks, tracking=tracking)
+
+
+def expand_home(config: Config) -> Config:
+    """Replaces `~` at the start of every path with the home folder."""
+
+    def expanded(of: Any, *names: str) -> Any:
+        values = {name: os.path.expanduser(value) for name in names if isinstance(value := getattr(of, name), str)}
+        return dataclasses.replace(of, **values)
+
+    return dataclasses.replace(
+        expanded(config, "data_root", "model_root"),
+        model=expanded(config.model, "encoder"),
+        training=expanded(config.training, "output_dir", "init_from_checkpoint", "resume_from_checkpoint"),
+        tasks={name: expanded(task, "dataset", "adapter") for name, task in config.tasks.items()},
+    )
 
 
 def fill_placeholders(config: Config, name: str) -> Config:

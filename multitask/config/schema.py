@@ -32,9 +32,11 @@ class TaskConfig:
         validation_split: Split to evaluate on; null disables evaluation.
         label: Column with the target: a number, a class, the right choice, a list of labels, a list with one label
             per word, or the answers (in SQuAD format, or a string).
+        label_names: Names of the labels that rows have as numbers from 0, or as a list with 0 or 1 for each
+            (multi_label_classification); null takes them from the data.
         choices: For multiple_choice: a column that holds the list of choices, or a list of columns, one per choice.
         choice_labels: For multiple_choice: column with the names of the choices, in which `label` is looked up;
-            without it, `label` is the 0-based index of the right choice.
+            without it, `label` is the position of the right choice, from 0 or 1, its letter, or its text.
         metrics: Evaluation metrics, such as accuracy, f1, pearson or mse; empty uses the defaults of the type.
         weight: Factor on the loss of each of this task's examples.
         learning_rate: Peak learning rate of the task's head and its own adapter; null uses training.learning_rate.
@@ -53,6 +55,7 @@ class TaskConfig:
     train_split: str = "train"
     validation_split: str | None = "validation"
     label: str = "label"
+    label_names: list[str] | None = None
     choices: str | list[str] | None = None
     choice_labels: str | None = None
     metrics: list[str] = field(default_factory=list)
@@ -171,6 +174,7 @@ class TrainingConfig:
             metric; `TASK`, the mean of one task's metrics; or `TASK/METRIC`. For errors (mse) lower is better.
         resume_from_checkpoint: `auto` resumes from the newest checkpoint of the same run, local or in
             `checkpoints.remote`; `never` starts anew; or a checkpoint: a folder or gs://BUCKET/PREFIX/step-….
+        allow_changed_data: Resume a run although its training rows or the encoder's weights have changed since.
         dataloader_num_workers: Processes that prepare batches in the background; 0 prepares them in the training loop;
             null uses 1, or 0 where the model runs on the CPU.
         static_shapes: Use few distinct batch shapes and one task per pass, for compilers that compile one graph per
@@ -201,6 +205,7 @@ class TrainingConfig:
     load_best_model_at_end: bool = False
     metric_for_best_model: str = "average"
     resume_from_checkpoint: str = "auto"
+    allow_changed_data: bool = False
     dataloader_num_workers: int | None = None
     static_shapes: bool | None = None
 

@@ -4,11 +4,13 @@
 """
 
 import dataclasses
+import json
+import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
@@ -83,6 +85,34 @@ def check_words(arguments: list[str]) -> list[str]:
     return list(files)
 
 
+def merge_mappings(arguments: list[str], files: Sequence[str]) -> list[str]:
+    """Command-line arguments in which options for a key of a mapping, which `jsonargparse` does not take, are merged
+    with the mapping in the files: `--tasks.rte.data_files.train FILE`, `--mixture.weights.rte 2`.
+
+    Args:
+        arguments: checked command-line arguments.
+        files: the configuration files among them.
+    """
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    kept, mappings, skip = [], dict[str, dict[str, Any]](), False
+    for word, value in pairwise([*words, ""]):
+        found = re.fullmatch(r"--(tasks\.[^.]+\.data_files|mixture\.weights)\.(.+)", word)
+        if found:
+            mappings.setdefault(found[1], {})[found[2]] = yaml.safe_load(value)
+        if not found and not skip:
+            kept.append(word)
+        skip = bool(found)
+    for key, values in mappings.items():
+        there: Any = {}
+        for name in files:
+            branch: Any = _read(name)
+            for part in key.split("."):
+                branch = (branch or {}).get(part)
+            there = branch or there
+        kept += [f"--{key}", json.dumps(there | values)]
+    return kept if mappings else arguments
+
+
 # What `transformers.TrainingArguments` has and is done otherwise here.
 ELSEWHERE = {
     "fp16": "accelerate launch --mixed_precision fp16",
@@ -125,7 +155,7 @@ def _read(name: str) -> dict[str, Any]:
         folder = path if name and path.is_dir() else path.parent
         raise UserError(f"--config: {what}{hint(path.name, (p.name for p in folder.glob('*.y*ml')), f'in {folder}')}")
     try:
-        tree = yaml.load(path.read_text(), UniqueKeyLoader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: not valid YAML: {error}") from error
     except OSError as error:
@@ -155,19 +185,22 @@ def _check(value: Any, kind: Any, name: str, complete: bool = False) -> None:
         kind = get_args(kind)[0]
     if dataclasses.is_dataclass(kind):
         kinds = get_type_hints(kind)
+        required = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
         if not isinstance(value, dict):
             raise UserError(f"{name}: found {value!r}, expected keys{hint(value, kinds, 'of these')}")
         for key, child in value.items():
             if key not in kinds:
                 raise UserError(f"{prefix}{key}: unknown key{hint(key, kinds)}")
+            if child is None and key in required:
+                continue  # said where the keys are complete
             _check(child, kinds[key], f"{prefix}{key}", complete)
             valid = NAMES_OF_TASKS.get(key) if kind is TaskConfig else None
             for item in child if isinstance(child, list) else [child]:
                 if valid is not None and item not in valid:
                     raise UserError(f"{prefix}{key}: unknown value '{item}'{hint(item, valid)}")
-        for f in dataclasses.fields(kind) if complete else ():
-            if f.default is f.default_factory is dataclasses.MISSING and value.get(f.name) is None:
-                raise UserError(f"{prefix}{f.name}: missing")
+        for key in sorted(required) if complete else ():
+            if value.get(key) is None:
+                raise UserError(f"{prefix}{key}: missing")
     elif get_origin(kind) is dict and dataclasses.is_dataclass(get_args(kind)[1]) and isinstance(value, dict):
         for key, child in value.items():
             _check(child, get_args(kind)[1], f"{prefix}{key}", complete)
@@ -176,6 +209,10 @@ def _check(value: Any, kind: Any, name: str, complete: bool = False) -> None:
 
 
 def _check_value(value: Any, kind: Any, name: str) -> None:
+    if value is None and name.endswith(("tracking.report_to", ".metrics")):
+        return  # as an empty list
+    if value is None and NoneType not in get_args(kind):
+        raise UserError(f"{name}: null has no meaning here; leave it out for the default")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
     try:

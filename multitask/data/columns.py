@@ -1,7 +1,7 @@
 """Reading a row: dotted paths, the text of a cell, the name of a label."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,8 @@ class Layout:
         label_numbers: number of each known label, by its text.
         choices: column of the list of choices, or the columns that hold one choice each.
         choice_labels: column of the list of the choices' names.
-        num_choices: choices in every row of a multiple-choice task.
+        num_choices: most choices in a row of a multiple-choice task.
+        is_multi_hot: whether a row's label is a list with 0 or 1 for each label.
     """
 
     inputs: tuple[str, ...]
@@ -27,6 +28,7 @@ class Layout:
     choices: str | tuple[str, ...] | None = None
     choice_labels: str | None = None
     num_choices: int | None = None
+    is_multi_hot: bool = False
 
 
 # -- reading a row ----------------------------------------------------------------------------------------------------
@@ -40,6 +42,20 @@ def as_rows(columns: dict[str, list]) -> list[dict[str, Any]]:
 def label_text(value: Any) -> str:
     """The canonical text of a label, as two splits may store the same one as 1, 1.0 and "1"."""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def is_no_label(text: str, texts: Sequence[str]) -> bool:
+    """Whether a class stands for "no label": -100, or -1 where the others are numbered 0, 1, 2, …
+
+    With two others, 0 and 1, it is a class, as in sentiments of -1, 0 and 1.
+
+    Args:
+        text: the class.
+        texts: all classes.
+    """
+    others = {other for other in texts if other not in ("-1", "-100")}
+    is_numbered = len(others) > 2 and others == {str(number) for number in range(len(others))}
+    return text == "-100" or (text == "-1" and is_numbered)
 
 
 def value_at(value: Any, path: str) -> Any:
@@ -72,6 +88,8 @@ def number_of(value: Any, layout: Layout, known: Mapping[str, int], at: str) -> 
     Raises:
         UserError: for an unknown label, naming the known ones.
     """
+    if isinstance(value, str) and value not in known and value.strip() in known:
+        value = value.strip()
     if label_text(value) not in known:
         some = ", ".join(list(known)[:20]) + (f", … ({len(known):,} in all)" if len(known) > 20 else "")
         raise UserError(f"{at}: label {value!r} in column '{layout.label}' is not one of {some}")

@@ -68,9 +68,18 @@ def read_files(files: Sequence[str], kind: str, columns: Mapping[str, str], key:
         kinds, known = _kinds(files, kind, columns, key)
         for column in columns:
             if column not in known:
-                raise UserError(f"{columns[column]}: {split} has no column '{column}'{hint(column, known, 'columns')}")
+                text = f"{columns[column]}: {split} has no column '{column}'{hint(column, known, 'columns')}"
+                raise UserError(text.replace("\t", "\\t") + _other_separator(kind, known))
         _write(path, Features({c: _feature(k) for c, k in kinds.items()}), _rows(files, kind, kinds, key))
     return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=name)
+
+
+def _other_separator(kind: str, known: Iterable[str]) -> str:
+    """A hint for a file whose head line was not divided."""
+    head = "".join(known)
+    if kind == "csv" and "\t" in head:
+        return "; its columns are divided by tabs: dataset: tsv"
+    return "; its columns are divided by semicolons, where dataset: csv takes commas" if ";" in head else ""
 
 
 def _numbered(files: Sequence[str], kind: str, key: str) -> Iterator[tuple[str, Row]]:

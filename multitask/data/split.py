@@ -1,5 +1,6 @@
 """The tokenised rows of one split of a dataset, flat: the tokens of all sequences lie one behind the other."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 NO_LABEL = -100  # ignored by the loss
+
+
+FINGERPRINT_TOKENS = 1_000_000
 
 
 COUNTS = ("length", "tokens", "truncated")
@@ -114,6 +118,19 @@ class Split:
     def sequence(self, row: int, which: int = 0) -> list[int]:
         """The tokens of one sequence of a row."""
         return self.input_ids[np.array([row * self.sequences + which])].tolist()
+
+    def fingerprint(self) -> str:
+        """Changes with the rows' tokens and labels; of very long splits, the first and last million tokens count."""
+        digest = hashlib.blake2b(digest_size=8)
+        parts = [self.input_ids, *([self.labels] if isinstance(self.labels, Ragged) else [])]
+        for ragged in parts:
+            digest.update(ragged.sizes.tobytes())
+            some = max(1, FINGERPRINT_TOKENS // max(1, int(ragged.sizes.max(initial=1))))
+            numbers = np.arange(len(ragged.sizes))
+            digest.update(ragged[np.unique(np.r_[numbers[:some], numbers[-some:]])].tobytes())
+        if isinstance(self.labels, np.ndarray):
+            digest.update(self.labels.tobytes())
+        return digest.hexdigest()
 
     def has_sequences_of(self, other: "Split") -> bool:
         """Whether an encoder reads the same in both."""

@@ -225,7 +225,8 @@ def stub_of(model: PreTrainedModel) -> EncoderStub:
 
 
 def _few_tokens(model: PreTrainedModel) -> dict[str, Tensor]:
-    named = getattr(model.config, "sep_token_id", None)  # some configurations name a token that does not exist
+    # Some configurations name a token that does not exist; BART has an end of text alone.
+    named = getattr(model.config, "sep_token_id", None) or getattr(model.config, "eos_token_id", None)
     separator = named if isinstance(named, int) and 0 <= named < model.config.vocab_size else 0
     ids = torch.full((1, 5), int(separator == 0), device=model.device)
     ids[0, [1, 3, 4]] = separator  # ends of a question and of a text, which some heads look for

@@ -92,7 +92,7 @@ def export_tasks(
             task_model.config.save_pretrained(partial)
         save_tokenizer(tokenizer, partial)
         if cards:
-            (partial / "README.md").write_text(cards[name])
+            (partial / "README.md").write_text(cards[name], encoding="utf-8")
         if adapters:
             save_adapter(model, adapters, encoder, partial / "adapter")
             head = set(model.head_parameters(name)) - set(model.adapter_parameters(name))

@@ -1,5 +1,6 @@
 """The model: one shared encoder and one head per task, made of classes of `transformers`."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -83,6 +84,14 @@ class MultitaskModel(nn.Module):
             tokens = {type(model): find_only_token(model, several) for model, several in tried}
             found = {task: tokens.get(type(model)) for task, model in self.tasks.items()}
             self.only_token = {task: token for task, token in found.items() if token is not None}
+
+    def encoder_fingerprint(self) -> str:
+        """Changes with the encoder's weights; the first numbers of each parameter count."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, parameter in self.encoder.named_parameters():
+            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().flatten()[:1024].float().cpu().numpy())
+        return digest.hexdigest()
 
     def add_log_variances(self) -> None:
         """Adds a learned log variance per task, initialised to 0 (uncertainty weighting)."""

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..data.sources import find_in_mirror, go_offline_if_unreachable
 from ..errors import UserError, first_line
@@ -46,10 +53,6 @@ def find_encoder(encoder: str, model_root: str | None = None) -> str:
     return encoder
 
 
-# Families that count positions from behind the padding token's.
-PADDED_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
-
-
 def load_tokenizer(encoder: str, max_length: int) -> PreTrainedTokenizerBase:
     """The encoder's tokenizer.
 
@@ -68,18 +71,39 @@ def load_tokenizer(encoder: str, max_length: int) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         lacks = "padding token" if tokenizer.is_fast else "fast tokenizer"
         raise UserError(f"model.encoder: '{encoder}' has no {lacks}, which training needs")
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"model.encoder: the tokenizer of '{encoder}' has {len(tokenizer):,} tokens, the encoder knows "
+            f"{config.vocab_size:,}; they do not belong together"
+        )
     if 2 * len(tokenizer) < config.vocab_size:
         raise UserError(
             f"model.encoder: '{encoder}' has a tokenizer of {len(tokenizer)} tokens where the encoder knows "
             f"{config.vocab_size}; its tokenizer files are missing"
         )
-    positions = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
-    if config.model_type in PADDED_POSITIONS:
-        positions -= config.pad_token_id + 1
-    longest = min(tokenizer.model_max_length, positions)
+    longest = min(tokenizer.model_max_length, _num_positions(config) or tokenizer.model_max_length)
     if max_length > longest:
         raise UserError(f"model.max_length: {max_length} is more than the {longest} tokens that '{encoder}' reads")
     return tokenizer
+
+
+def _num_positions(config: PreTrainedConfig) -> int | None:
+    """The longest sequence that the encoder's position embeddings allow; None without a limit.
+
+    Families that count from behind the padding token's position are known by their embeddings, which have a padding
+    index; the model is built without memory for its weights.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:  # XLNet's is -1
+        return None
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+    except Exception:  # said where the model is built
+        return positions
+    tables = [m for name, m in model.named_modules() if "position" in name and isinstance(m, nn.Embedding)]
+    offsets = [t.padding_idx + 1 for t in tables if t.padding_idx is not None and t.num_embeddings == positions]
+    return positions - max(offsets, default=0)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -122,11 +146,19 @@ def build_model(
         else:
             model = task.type.auto_class.from_config(config, dtype=torch.float32)
         if task.type.problem_type == "regression":
-            head = next(m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
-            nn.init.constant_(head.bias, task.mean)
+            heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+            if heads and heads[-1].bias is not None:
+                nn.init.constant_(heads[-1].bias, task.mean)
         multitask_model.add_task(task.name, model)
     tasks_by_type = {task.type.name: task for task in tasks}
-    multitask_model.find_call({task.name: task.type.several_sequences for task in tasks_by_type.values()})
+    try:
+        multitask_model.find_call({task.name: task.type.several_sequences for task in tasks_by_type.values()})
+    except Exception as error:
+        family = config.model_type
+        raise UserError(f"model.encoder: {family} ('{encoder}') does not compute: {first_line(error)}") from error
+    for part, parameter in multitask_model.encoder.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"model.encoder: '{encoder}' has weights that are not finite, in {part}")
     return multitask_model
 
 
@@ -150,9 +182,9 @@ def _load_pretrained(encoder: str, task: Task, config: PreTrainedConfig) -> PreT
 
 def _reset_classifier(model: PreTrainedModel) -> None:
     """Draws the output layers anew, also where the encoder's folder was saved from a task model and had its own."""
-    classifier = getattr(model, "classifier", None) or model.qa_outputs
-    assert isinstance(classifier, nn.Module)
-    for module in classifier.modules():
+    encoder = model.base_model_prefix
+    heads = [m for name, m in model.named_children() if name != encoder and any(True for _ in m.parameters())]
+    for module in heads[-1].modules() if heads else ():
         loaded: list[Any] = [module, *module.parameters(recurse=False)]
         for part in loaded:
             part._is_hf_initialized = False  # the mark that makes transformers leave it as it is

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Value
+from datasets import ClassLabel, Dataset, Value
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,7 @@ from ..data import columns, split
 from ..data.columns import Layout
 from ..data.split import Split
 from ..errors import UserError
-from .labels import column_labels
+from .labels import column_labels, labelled_rows
 from .metrics import LocalMetric
 from .pictures import Judged
 
@@ -45,6 +46,7 @@ class TaskType(ABC):
         reads_choices: whether the configuration names columns of choices.
         several_sequences: whether the head takes rows of several sequences, shape (rows, sequences, tokens).
         has_token_labels: whether a row has a label for each of its tokens.
+        has_label_names: whether `label_names` may name its labels.
         answer_types: Arrow types of the fields that `answers` returns, except probabilities.
         problem_type: `problem_type` in the model's `transformers` configuration.
     """
@@ -63,6 +65,7 @@ class TaskType(ABC):
     reads_choices: ClassVar[bool] = False
     several_sequences: ClassVar[bool] = False
     has_token_labels: ClassVar[bool] = False
+    has_label_names: ClassVar[bool] = True
     answer_types: ClassVar[dict[str, pa.DataType]] = {"label": pa.string(), "score": pa.float64()}
     problem_type: ClassVar[
         Literal["regression", "single_label_classification", "multi_label_classification"] | None
@@ -142,7 +145,27 @@ class TaskType(ABC):
         Raises:
             UserError: if the column has fewer than two labels.
         """
-        return column_labels(name, config, train)
+        return tuple(config.label_names) if config.label_names else column_labels(name, config, train)
+
+    def label_numbers(
+        self, config: TaskConfig, labels: Sequence[str], feature: Any, values: Callable[[], list]
+    ) -> dict[str, int]:
+        """The number of each label, by its text in the rows of a split.
+
+        Args:
+            config: of the task.
+            labels: names of the task's labels.
+            feature: type of the split's label; of lists, of their items.
+            values: gives the distinct labels of all splits.
+        """
+        by_name = {label: number for number, label in enumerate(labels)}
+        if isinstance(feature, ClassLabel):  # splits may number the same names differently
+            return {str(number): by_name[name] for number, name in enumerate(feature.names) if name in by_name}
+        return {str(number): number for number in range(len(labels))} | by_name if config.label_names else by_name
+
+    def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
+        """Which rows have a label; the others are left out and counted."""
+        return labelled_rows(dataset, config.label, tuple(labels))
 
     def check_config(self, key: str, config: TaskConfig) -> None:
         """Checks that a task's configuration fits this type.
@@ -159,6 +182,10 @@ class TaskType(ABC):
             raise UserError(f"{key}.inputs: {len(config.inputs)} columns given, {self.inputs_wanted}")
         if self.reads_choices and not config.choices:
             raise UserError(f"{key}.choices: missing; type {self.name} needs the column(s) that hold the choices")
+        if config.label_names is not None and not self.has_label_names:
+            raise UserError(f"{key}.label_names: has no effect with type {self.name}")
+        if config.label_names is not None and len({*config.label_names}) < max(2, len(config.label_names)):
+            raise UserError(f"{key}.label_names: {config.label_names} must be two or more different names")
         for option in () if self.reads_choices else ("choices", "choice_labels"):
             if getattr(config, option):
                 raise UserError(f"{key}.{option}: has no effect with type {self.name}; it belongs to multiple_choice")

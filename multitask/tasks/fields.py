@@ -1,10 +1,10 @@
 """Reads a task's inputs from a row that may use another task's field names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..config.schema import TaskConfig
-from ..data.columns import Layout, value_at
+from ..data.columns import Layout, is_missing, value_at
 from ..errors import UserError, hint
 from .base import TASK_TYPES
 
@@ -30,7 +30,9 @@ def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels:
         name, value = next(
             ((n, value) for n in (own, *others) if (value := value_at(dict(row), n)) is not None), (own, None)
         )
-        if value is None:
+        if is_missing(value) and name_of_empty(row, (own, *others)):
+            raise UserError(f"has nothing in field '{name_of_empty(row, (own, *others))}', which task {task} reads")
+        if is_missing(value):
             also = " or ".join(f"'{other}'" for other in others if other != own)
             or_also = f" (or {also})" if also else ""
             raise UserError(f"lacks the field '{own}'{or_also} that task {task} reads{hint(own, row, 'fields')}")
@@ -41,6 +43,11 @@ def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels:
     if TASK_TYPES[config.type].reads_choices:
         found |= _choices(task, config, row, num_labels)
     return found
+
+
+def name_of_empty(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The first of some fields that a row has, though without a value."""
+    return next((name for name in names if name in row), None)
 
 
 def _is_unicode(value: Any) -> bool:
@@ -62,12 +69,13 @@ def _choices(task: str, config: TaskConfig, row: Mapping[str, Any], num_choices:
         )
     if (
         not isinstance(choices, list)
-        or len(choices) != num_choices
+        or not 2 <= len(choices) <= num_choices
         or any(isinstance(c, (list, dict, bytes, type(None))) for c in choices)
     ):
-        raise UserError(f"holds {choices!r} as choices, not a list of {num_choices} texts for task {task}")
+        wanted = "2" if num_choices == 2 else f"2 to {num_choices}"
+        raise UserError(f"holds {choices!r} as choices, not a list of {wanted} texts for task {task}")
     if not _is_unicode("".join(map(str, choices))):
         raise UserError("holds half a character in its choices, which is no Unicode")
     names = value_at(dict(row), config.choice_labels) if config.choice_labels else None
-    is_named = isinstance(names, list) and None not in names and len(set(map(str, names))) == num_choices
+    is_named = isinstance(names, list) and None not in names and len(set(map(str, names))) == len(choices)
     return {"choices": choices, "names": names if is_named else None}

@@ -1,13 +1,14 @@
 """Loading a task: rows, labels and metrics; tokenised rows are cached by `datasets`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,8 @@ from ..data.split import COUNTS, Ragged, Split
 from ..errors import UserError, hint
 from ..utils import stable_seed
 from .base import TASK_TYPES, Task, TaskType
-from .labels import are_hidden, leaf_type
+from .labels import distinct, is_hidden, leaf_type
+from .multi_label import MultiLabelClassification
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class TaskData(Task):
     Args:
         metrics: metrics to report.
         weight: factor on the example losses.
+        notes: on what is unusual about the rows.
         train: rows to train on.
         validation: rows to evaluate on, if any.
         validation_rows: the same as they stand in the dataset.
@@ -37,6 +40,7 @@ class TaskData(Task):
 
     metrics: tuple[str, ...] = ()
     weight: float = 1.0
+    notes: tuple[str, ...] = ()
     _: KW_ONLY
     train: Split
     validation: Split | None
@@ -70,11 +74,11 @@ def load_task(
     task_type = TASK_TYPES[config.type]
     splits = load_splits(name, config, data_root)
     train, validation = splits["train"], splits.get("validation")
-    if validation is not None and are_hidden(config.label, validation, train):
+    if validation is not None and is_hidden(config.label, validation, train):
         validation = None
     labels = task_type.label_names(name, config, train)
     metrics = metrics_of(name, config, labels)
-    layout = layout_of(config, labels, is_numbered=isinstance(leaf_type(train.features, config.label), ClassLabel))
+    is_multi_hot = isinstance(task_type, MultiLabelClassification) and task_type.is_multi_hot(config, train)
     features = Features({"input_ids": List(List(Value("int32")))})
     if "token_type_ids" in tokenizer.model_input_names:
         features["token_type_ids"] = List(List(Value("int8")))
@@ -83,19 +87,35 @@ def load_task(
     tokenizer_hash = tokenizer_hash or Hasher.hash(tokenizer)
     source = task_type.source()
 
-    def first(dataset: Dataset, most: int | None) -> Dataset:
-        return dataset.select(range(min(most or len(dataset), len(dataset))))
+    notes: list[str] = []
 
-    def tokenise(dataset: Dataset, split: str) -> Split:
+    def all_labels() -> list[Any]:
+        return [label for split in splits.values() for label in distinct(split, config.label)]
+
+    def labelled(dataset: Dataset, split: str, most: int | None) -> tuple[Dataset, NDArray]:
+        """The rows with a label, up to a number of them, and their numbers in the split."""
+        has_label = task_type.labelled(dataset, config, labels)
+        rows = np.flatnonzero(has_label)[:most]
+        if len(rows) > 0 and not has_label.all():
+            notes.append(f"{(~has_label).sum():,} of {len(dataset):,} rows of {split} have no label and are left out")
+        is_first = len(rows) == 0 or rows[-1] == len(rows) - 1
+        return dataset.select(range(len(rows)) if is_first else rows), rows
+
+    def tokenise(dataset: Dataset, split: str, rows: NDArray) -> Split:
         where = f"tasks.{name}: {split}"
+        layout = layout_of(task_type, config, labels, dataset, all_labels, is_multi_hot)
         made_of = (dataset._fingerprint, source, where, layout, tokenizer_hash, max_length)
         encoded = dataset.map(
-            task_type.encode,
+            _encode,
             batched=True,
             with_indices=True,
             remove_columns=dataset.column_names,
             features=features,  # given, lest a column that keeps its name keep its type
-            fn_kwargs={"where": where, "layout": layout, "tokenizer": tokenizer, "max_length": max_length},
+            fn_kwargs={
+                "encode": task_type.encode,
+                "rows_of_split": rows,
+                **{"where": where, "layout": layout, "tokenizer": tokenizer, "max_length": max_length},
+            },
             # By itself, `datasets` knows the code by its name alone, and pickles the tokenizer for every split.
             new_fingerprint=f"{stable_seed(*made_of):016x}",
             num_proc=num_proc,
@@ -103,9 +123,14 @@ def load_task(
         )
         return as_split(encoded, task_type.num_sequences(layout), task_type, len(dataset))
 
-    train = first(train, config.max_train_examples)
-    validation = validation and first(validation, config.max_eval_examples)
-    train_split = tokenise(train, config.train_split)
+    train, rows = labelled(train, config.train_split, config.max_train_examples)
+    if not len(train):
+        raise UserError(f"tasks.{name}.label: no row of {config.train_split} has a label in '{config.label}'")
+    train_split = tokenise(train, config.train_split, rows)
+    validation_split = None
+    if validation is not None:
+        validation, rows = labelled(validation, str(config.validation_split), config.max_eval_examples)
+        validation_split = tokenise(validation, str(config.validation_split), rows) if len(validation) else None
     return TaskData(
         name=name,
         type=task_type,
@@ -114,9 +139,10 @@ def load_task(
         metrics=metrics,
         weight=config.weight,
         train=train_split,
-        validation=validation and tokenise(validation, str(config.validation_split)),
-        validation_rows=validation,
-        layout=layout,
+        notes=tuple(notes),
+        validation=validation_split,
+        validation_rows=validation if validation_split else None,
+        layout=layout_of(task_type, config, labels, train, all_labels, is_multi_hot),
     )
 
 
@@ -163,23 +189,41 @@ def metrics_of(name: str, config: TaskConfig, labels: tuple[str, ...]) -> tuple[
     return tuple(config.metrics) or known[: task_type.num_default_metrics]
 
 
-def layout_of(config: TaskConfig, labels: tuple[str, ...], is_numbered: bool) -> Layout:
+def layout_of(
+    task_type: TaskType,
+    config: TaskConfig,
+    labels: tuple[str, ...],
+    rows: Dataset,
+    all_labels: Callable[[], list],
+    is_multi_hot: bool = False,
+) -> Layout:
     """The layout of a task's rows.
 
     Args:
+        task_type: the task's type.
         config: the task's.
         labels: names of the labels.
-        is_numbered: whether rows store numbers of labels instead of names.
+        rows: of a split, which may number the labels in its own way.
+        all_labels: gives the distinct labels of all splits.
+        is_multi_hot: as of `Layout`.
     """
-    is_choice = TASK_TYPES[config.type].reads_choices
+    feature = leaf_type(rows.features, config.label)
     return Layout(
         inputs=tuple(config.inputs),
         label=config.label,
-        label_numbers={str(i) if is_numbered or is_choice else label: i for i, label in enumerate(labels)},
+        label_numbers=task_type.label_numbers(config, labels, feature, all_labels),
         choices=tuple(config.choices) if isinstance(config.choices, list) else config.choices,
         choice_labels=config.choice_labels,
-        num_choices=len(labels) if is_choice else None,
+        num_choices=len(labels) if task_type.reads_choices else None,
+        is_multi_hot=is_multi_hot,
     )
+
+
+def _encode(
+    rows: dict[str, list], numbers: list[int], *, encode: Callable[..., dict], rows_of_split: NDArray, **arguments: Any
+) -> dict[str, list]:
+    """`TaskType.encode` with the rows' numbers in their split, from which some were left out."""
+    return encode(rows, [int(rows_of_split[number]) for number in numbers], **arguments)
 
 
 def as_split(encoded: Dataset, sequences: int, task_type: TaskType, num_examples: int) -> Split:

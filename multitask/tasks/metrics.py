@@ -147,5 +147,11 @@ Results = dict[str, dict[str, float]]
 
 
 def average(results: Results) -> float:
-    """The mean over tasks of the mean of each task's metrics, as in GLUE; NaN without results."""
-    return float(np.mean([float(np.mean(list(metrics.values()))) for metrics in results.values()] or [np.nan]))
+    """The mean over tasks of the mean of each task's defined metrics, as in GLUE; NaN if none is defined."""
+    defined = [[v for v in metrics.values() if v is not None and np.isfinite(v)] for metrics in results.values()]
+    return float(np.mean([float(np.mean(of_task)) for of_task in defined if of_task] or [np.nan]))
+
+
+def undefined(results: Results) -> list[str]:
+    """The metrics that are not defined, as TASK/METRIC: correlations with constant predictions or labels."""
+    return [f"{task}/{name}" for task, metrics in results.items() for name, v in metrics.items() if not np.isfinite(v)]

@@ -16,11 +16,11 @@ from transformers import (
 )
 
 from ..config.schema import TaskConfig
-from ..data.columns import Layout, number_of
+from ..data.columns import Layout, label_text, number_of, value_at
 from ..data.split import Split
 from ..errors import UserError
 from .base import by_name, example_texts, pipeline_usage
-from .labels import column_labels
+from .labels import column_labels, distinct, labelled_rows
 from .metrics import of_labels
 from .pictures import MOST_LABELS, Judged
 from .texts import TextTask
@@ -42,8 +42,14 @@ class MultiLabelClassification(TextTask):
     def read_label(self, value: Any, layout: Layout, known: Mapping[str, int], at: str) -> Any:
         if not isinstance(value, list):
             raise UserError(f"{at}: column '{layout.label}' holds {value!r}, not a list of labels")
+        size = len({*known.values()})
+        if layout.is_multi_hot:
+            if len(value) != size or any(label_text(item) not in ("0", "1", "True", "False") for item in value):
+                wanted = f"0 or 1 for each of {size} labels"
+                raise UserError(f"{at}: column '{layout.label}' holds {value!r}, not {wanted}")
+            return [float(label_text(item) in ("1", "True")) for item in value]
         present = {number_of(item, layout, known, at) for item in value}
-        return [float(number in present) for number in range(len(known))]
+        return [float(number in present) for number in range(size)]
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
@@ -64,7 +70,27 @@ class MultiLabelClassification(TextTask):
         return of_labels(name, num_labels)
 
     def label_names(self, name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
+        if config.label_names:
+            return tuple(config.label_names)
+        if self.is_multi_hot(config, train):
+            first = len(value_at(train[0], config.label))
+            raise UserError(
+                f"tasks.{name}.label: '{config.label}' holds 0 or 1 for each of {first} labels, without their names; "
+                f"tasks.{name}.label_names: [NAME, …] gives them"
+            )
         return column_labels(name, config, train, in_lists=True, least=1)
+
+    def is_multi_hot(self, config: TaskConfig, train: Dataset) -> bool:
+        """Whether rows have 0 or 1 for each label; a list of labels called 0 and 1 would never hold one twice."""
+        if not set(map(label_text, distinct(train, config.label, in_lists=True))) <= {"0", "1", "True", "False"}:
+            return False
+        rows = [value_at(row, config.label) for row in train.select(range(min(len(train), 1000)))]
+        lists = [row for row in rows if isinstance(row, list)]
+        is_one_length = len({len(row) for row in lists}) == 1
+        return is_one_length and (bool(config.label_names) or any(len({*row}) < len(row) for row in lists))
+
+    def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
+        return labelled_rows(dataset, config.label, None)
 
     def log_label_space(self, labels: Sequence[str], train: Split) -> float:
         return math.log(2)  # each label is a binary decision

@@ -27,6 +27,10 @@ def confusion(true: NDArray, predicted: NDArray, labels: Sequence[str]) -> dict[
     """A confusion matrix of (true, predicted), limited to the `MOST_LABELS` most frequent labels."""
     rows = np.bincount(true, minlength=len(labels)) + np.bincount(predicted, minlength=len(labels))
     kept = np.sort(np.argsort(-rows, kind="stable")[:MOST_LABELS])
-    counts = confusion_matrix(true, predicted, labels=np.arange(len(labels)))[np.ix_(kept, kept)]
+    both = np.isin(true, kept) & np.isin(predicted, kept)
+    if not both.any():
+        counts = np.zeros((len(kept), len(kept)), int)
+    else:
+        counts = confusion_matrix(np.asarray(true)[both], np.asarray(predicted)[both], labels=kept)
     others = len(true) - int(counts.sum())
     return {"kind": "confusion", "labels": [labels[i] for i in kept], "counts": counts.tolist(), "others": others}

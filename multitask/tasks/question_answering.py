@@ -32,6 +32,7 @@ class QuestionAnswering(TaskType):
     """The span of a context that answers a question."""
 
     name = "question_answering"
+    has_label_names = False
     auto_class = AutoModelForQuestionAnswering
     hub_name = "question-answering"
     columns = {
@@ -123,6 +124,13 @@ class QuestionAnswering(TaskType):
             ],
             "answers": [[text for text, _ in answers[i]] or [""] for i in of_row],
         }
+
+    def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
+        """All rows, as one without an answer says that there is none; no row, if none has an answer (a test split)."""
+        top = config.label if config.label in dataset.column_names else config.label.split(".")[0]
+        answers = (value_at(row, config.label) for row in dataset.select_columns([top]))
+        has_some = any(_texts(answer) for answer in answers)
+        return np.full(len(dataset), has_some)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean of the start and end cross-entropy over a sequence's tokens; padding (`NO_LABEL`) is masked out."""
@@ -231,6 +239,12 @@ def _shorten(question: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int)
     return question if len(offsets) <= max_tokens else question[: offsets[max_tokens - 1][1]]
 
 
+def _texts(value: Any) -> bool:
+    """Whether there is an answer; what is wrong with it is said where the row is read."""
+    texts = value.get("text") if isinstance(value, dict) else value
+    return bool(texts) and texts != [""]
+
+
 def _answers(value: Any, context: str, at: str) -> list[tuple[str, int]]:
     """The correct answers as (text, position of its first character in the context, or -1 if it is not found).
 
@@ -246,6 +260,8 @@ def _answers(value: Any, context: str, at: str) -> list[tuple[str, int]]:
     found = []
     for item in items:
         text, start = (item.get("text"), item.get("answer_start")) if isinstance(item, dict) else (item, None)
+        if isinstance(item, dict) and text == "":
+            continue  # no answer, as some data sets write it
         if isinstance(text, (int, float)) and not isinstance(text, bool):
             text = str(text)  # in a file with only numeric answers
         if not isinstance(text, str) or not text.strip():

@@ -19,6 +19,7 @@ from ..data.columns import Layout
 from ..data.split import Split
 from ..errors import UserError
 from .base import example_texts, pipeline_usage
+from .labels import labelled_rows
 from .metrics import of_numbers
 from .pictures import MOST_POINTS, Judged
 from .texts import TextTask
@@ -28,6 +29,7 @@ class Regression(TextTask):
     """A number for one or two texts."""
 
     name = "regression"
+    has_label_names = False
     auto_class = AutoModelForSequenceClassification
     hub_name = "text-classification"
     columns = {"label": Value("float32")}
@@ -36,6 +38,9 @@ class Regression(TextTask):
     problem_type = "regression"
     prediction = reference = Value("float64")
     answer_types = {"score": pa.float64()}
+
+    def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
+        return labelled_rows(dataset, config.label, None)
 
     def read_label(self, value: Any, layout: Layout, known: Mapping[str, int], at: str) -> Any:
         try:

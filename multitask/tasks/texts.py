@@ -57,18 +57,22 @@ class TextTask(TaskType):
             known = layout.label_numbers
             if layout.choices is not None:
                 options = _choices(row, layout, at)
-                firsts += [texts[0]] * len(options)
-                seconds += [" ".join([*texts[1:], option]) for option in options]
+                absent = [""] * ((layout.num_choices or 0) - len(options))
+                firsts += [texts[0]] * (len(options) + len(absent))
+                seconds += [" ".join([*texts[1:], option]) for option in options + absent]
                 if layout.choice_labels and (
                     layout.label is not None or value_at(row, layout.choice_labels) is not None
                 ):
                     known = _choice_numbers(row, layout, at)
+                elif not known:  # labels are the texts of the choices
+                    known = {label_text(option): number for number, option in enumerate(options)}
                 choices.append(list(known) if len(known) == len(options) and layout.choice_labels else options)
             else:
                 firsts.append(texts[0])
                 seconds += texts[1:]
             if layout.label is not None:
-                labels.append(self._known_label(row, layout, known, at))
+                label = self._known_label(row, layout, known, at)
+                labels.append(with_num_choices(label, len(options)) if layout.choices and absent else label)
 
         encoded = tokenizer(firsts, seconds or None, truncation="longest_first", max_length=max_length)
         cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
@@ -99,6 +103,14 @@ class TextTask(TaskType):
         return number_of(value, layout, known, at)
 
 
+SHIFT = 16  # of the number of choices in a label
+
+
+def with_num_choices(label: int, num_choices: int) -> int:
+    """The label of a row that has fewer choices than others: the right one, and how many there are."""
+    return label + (num_choices << SHIFT)
+
+
 def sequence_columns(
     encoded: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cut: list[bool], per_row: int = 1
 ) -> dict[str, list]:
@@ -125,11 +137,12 @@ def _choices(row: dict[str, Any], layout: Layout, at: str) -> list[str]:
     choices = layout.choices
     assert choices is not None
     found = value_at(row, choices) if isinstance(choices, str) else [value_at(row, column) for column in choices]
-    if not isinstance(found, list) or len(found) != layout.num_choices:
+    if isinstance(choices, tuple) and isinstance(found, list):
+        while found and is_missing(found[-1]):  # the last columns may be empty
+            found.pop()
+    if not isinstance(found, list) or not 2 <= len(found) <= (layout.num_choices or 0):
         count = len(found) if isinstance(found, list) else "no"
-        raise UserError(
-            f"{at}: {count} choices, where the first row of train has {layout.num_choices}; all need the same"
-        )
+        raise UserError(f"{at}: {count} choices; rows have 2 to {layout.num_choices}, which is the most in train")
     name = choices if isinstance(choices, str) else ", ".join(choices)
     return [_text(option, name, at) for option in found]
 

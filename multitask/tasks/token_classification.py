@@ -1,11 +1,13 @@
 """Token classification: a label for each word, from rows that are already split into words."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 from scipy.special import softmax
@@ -14,11 +16,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from ..config.schema import TaskConfig
-from ..data.columns import Layout, as_rows, number_of, value_at
+from ..data.columns import Layout, as_rows, is_missing, label_text, number_of, value_at
 from ..data.split import NO_LABEL, Split
 from ..errors import UserError
 from .base import TaskType, pipeline_usage
-from .labels import column_labels
+from .labels import arrow_column, column_labels, labelled_rows
 from .metrics import of_spans
 from .pictures import Judged, confusion
 from .texts import sequence_columns
@@ -99,12 +101,23 @@ class TokenClassification(TaskType):
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[list[str]]:
         """Predicts a tag for each word; truncated words get O."""
         return [
-            [names[label] if label >= 0 else "O" for label in of_row]
-            for of_row in predicted_words(logits, split.notes["word_tokens"])
+            [names[label] if label >= 0 else "O" for label, true in zip(of_row, labels, strict=True) if true >= 0]
+            for of_row, labels in zip(
+                predicted_words(logits, split.notes["word_tokens"]), split.notes["word_labels"], strict=True
+            )
         ]
 
     def references(self, split: Split, names: Sequence[str]) -> list[list[str]]:
-        return [[names[label] for label in of_row] for of_row in split.notes["word_labels"]]
+        """The tags of the words that have one."""
+        return [[names[label] for label in of_row if label >= 0] for of_row in split.notes["word_labels"]]
+
+    def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
+        """Rows with words and a list of tags."""
+        has_tags = labelled_rows(dataset, config.label, None)
+        words = arrow_column(dataset, config.inputs[0])
+        if words is None or not pa.types.is_list(words.type):
+            return has_tags  # what is wrong is said where the row is read
+        return has_tags & ~np.asarray(pc.equal(pc.fill_null(pc.list_value_length(words), 1), 0).combine_chunks(), bool)
 
     def answers(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[dict[str, Any]]:
         probabilities = softmax(logits, axis=-1)
@@ -132,7 +145,7 @@ class TokenClassification(TaskType):
         return self.metrics if has_spans else ("accuracy",)
 
     def label_names(self, name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
-        return column_labels(name, config, train, in_lists=True)
+        return tuple(config.label_names) if config.label_names else column_labels(name, config, train, in_lists=True)
 
     def read_input(self, value: Any, field: str, task: str) -> Any:
         words = split_words(value)
@@ -148,10 +161,13 @@ class TokenClassification(TaskType):
         number = {name: place for place, name in enumerate(names)}
         flat = [np.asarray([number[name] for row in rows for name in row], int) for rows in (true, predicted)]
         judged: Judged = []
-        for of_row, p, t, places in zip(sure, predicted, true, split.notes["word_tokens"], strict=True):
-            scores = [float(of_row[place]) if place >= 0 else 0.0 for place in places]
+        tagged = zip(split.notes["word_tokens"], split.notes["word_labels"], strict=True)
+        for of_row, p, t, (places, labels_of_row) in zip(sure, predicted, true, tagged, strict=True):
+            has_label = [label >= 0 for label in labels_of_row]
+            scores = [float(of_row[place]) if place >= 0 else 0.0 for place in compress(places, has_label)]
             errors = [score for score, a, b in zip(scores, p, t, strict=True) if a != b]
             surest = max(errors, default=min(scores, default=1.0))
+            p, t = ([next(some) if has else "O" for has in has_label] for some in (iter(p), iter(t)))
             judged.append(("\n".join(p), "\n".join(t), surest, max(errors, default=0.0)))
         return confusion(flat[0], flat[1], names), judged
 
@@ -198,7 +214,18 @@ def _labels(row: dict[str, Any], words: list[str], at: str, layout: Layout) -> l
         raise UserError(f"{at}: column '{layout.label}' holds {labels!r}, not a list with a label for each word")
     if len(labels) != len(words):
         raise UserError(f"{at}: {len(labels)} labels in column '{layout.label}' for {len(words)} words")
-    return [number_of(label, layout, layout.label_numbers, at) for label in labels]
+    known = layout.label_numbers
+    return [
+        NO_LABEL if _is_no_label(label, known) else number_of(_stripped(label), layout, known, at) for label in labels
+    ]
+
+
+def _stripped(label: Any) -> Any:
+    return label.strip() if isinstance(label, str) else label
+
+
+def _is_no_label(label: Any, known: Mapping[str, int]) -> bool:
+    return is_missing(label) or (label_text(label) in ("-1", "-100") and label_text(label) not in known)
 
 
 def _first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> list[int]:

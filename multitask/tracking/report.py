@@ -87,7 +87,7 @@ def describe_environment(devices: int, device: torch.device, precision: str) -> 
 def read_curves(path: Path) -> Curves:
     """The curve of every metric in a metrics.jsonl, by name."""
     points: dict[str, dict[int, float]] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         values = json.loads(line)
         values.pop("time", None)
         step = values.pop("step")
@@ -98,7 +98,7 @@ def read_curves(path: Path) -> Curves:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _results(curves: Curves, tasks: list[str]) -> list[dict[str, Any]]:

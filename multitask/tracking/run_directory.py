@@ -38,6 +38,7 @@ HARMLESS = {
     "training.save_steps",
     "training.save_total_limit",
     "training.resume_from_checkpoint",
+    "training.allow_changed_data",
     "training.dataloader_num_workers",
     "training.gradient_checkpointing",
     "adapters.merge",
@@ -84,7 +85,7 @@ class RunLock:
         except OSError as error:
             raise UserError(f"training.output_dir: {self.path} cannot be written: {error.strerror}") from error
         self.holder.write_text(
-            f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+            f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8"
         )
 
     def release(self) -> None:
@@ -94,7 +95,7 @@ class RunLock:
 
     def _holder(self) -> str:
         with contextlib.suppress(OSError):
-            if text := self.holder.read_text().strip():
+            if text := self.holder.read_text(encoding="utf-8").strip():
                 return text
         return "another process"
 
@@ -124,7 +125,7 @@ def check_run_folder(folder: Path, config: Config) -> None:
             raise UserError(f"training.output_dir: {folder} holds no run but {min(there)}; give the run a new folder")
         return
     try:
-        changed = changed_setting(yaml.safe_load(path.read_text()), config)
+        changed = changed_setting(yaml.safe_load(path.read_text(encoding="utf-8")), config)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"training.output_dir: {path} is not the configuration of a run; remove it") from error
     if changed:
@@ -213,7 +214,7 @@ def open_run_folder(folder: Path, config: Config, checkpoint: Path | None) -> No
 
 def append_metrics(folder: Path, step: int, values: dict[str, float]) -> None:
     """Appends a line to metrics.jsonl, with the Unix time; values that are not finite become null."""
-    with (folder / "metrics.jsonl").open("a") as file:
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | _finite(values)) + "\n")
 
 

@@ -21,7 +21,7 @@ from ..evaluation.evaluate import Evaluation, Values
 from ..evaluation.validation_rows import NAME as VALIDATION_ROWS
 from ..evaluation.validation_rows import RowPredictions, of_task, write_rows
 from ..tasks.load import TaskData
-from ..tasks.metrics import HIGHER_IS_BETTER, Results, average
+from ..tasks.metrics import HIGHER_IS_BETTER, Results, average, undefined
 from ..training.early_stopping import score
 from ..training.state import TrainState
 from ..utils import write_atomically
@@ -136,7 +136,7 @@ class RunLogger:
         write_atomically(self.folder / "predictions.json", json.dumps({"step": step, "tasks": self.seen}))
         write_rows(self.folder / VALIDATION_ROWS, self.rows)
         tables = {f"predictions/{name}": of_task["watched"] for name, of_task in self.seen.items()}
-        with (self.folder / "watched.jsonl").open("a") as file:
+        with (self.folder / "watched.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | tables) + "\n")
         self.trackers.log(step, self._for_trackers(tables))
         self.seen, self.rows = {}, {}
@@ -183,13 +183,22 @@ def evaluation_lines(step: int, found: Evaluation, best: dict[str, float]) -> st
         value = score(found.results, name)
         is_best = value > best.get(name, -math.inf)
         shown = found.results.get(name, {"": average(found.results)})
-        parts = [f"{metric} {number:.4f}".strip() for metric, number in shown.items()]
+        parts = [f"{metric} {_shown(number)}".strip() for metric, number in shown.items()]
         parts += [f"loss {found.losses[name]:.4f}"] if name in found.losses else []
         lines.append(
             f"  {name.ljust(width)}  {', '.join(parts)}{'  (best so far)' if is_best and not is_first else ''}"
         )
         best[name] = max(value, best.get(name, -math.inf))
+    if names := undefined(found.results):
+        lines.append(
+            f"  note: {', '.join(names)} not defined, as all predictions or all labels are the same; left out of "
+            f"averages"
+        )
     return "\n".join(lines)
+
+
+def _shown(number: float) -> str:
+    return f"{number:.4f}" if math.isfinite(number) else "undefined"
 
 
 def best_scores(folder: Path) -> dict[str, float]:
@@ -210,7 +219,7 @@ def best_scores(folder: Path) -> dict[str, float]:
 def _history(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Everything logged so far: the numbers, then the sample rows."""
     for name in ("metrics.jsonl", "watched.jsonl"):
-        with contextlib.suppress(FileNotFoundError), (folder / name).open() as file:
+        with contextlib.suppress(FileNotFoundError), (folder / name).open(encoding="utf-8") as file:
             for line in file:
                 values = json.loads(line)
                 values.pop("time", None)

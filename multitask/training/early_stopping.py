@@ -17,7 +17,7 @@ def score(results: Results, name: str) -> float:
     Args:
         results: results of an evaluation.
         name: `average` over all tasks, `TASK` for the mean of its metrics, or `TASK/METRIC`. Metrics for which lower
-            is better are negated: -mse.
+            is better are negated: -mse. Those that are not defined are left out; NaN if none is.
     """
     task, _, metric = name.partition("/")
     chosen = results if name == AVERAGE else {task: results[task]}
@@ -58,7 +58,9 @@ class EarlyStopping:
         for task, patience in self.patience.items():
             if task not in self.stopped:
                 of_task = self.waits.setdefault(task, {"best": -math.inf, "without": 0})
-                if (value := score(results, task)) > of_task["best"]:
+                if math.isnan(value := score(results, task)):
+                    continue  # neither better nor worse
+                if value > of_task["best"]:
                     of_task.update(best=value, without=0)
                 else:
                     of_task["without"] += 1

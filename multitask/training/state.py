@@ -45,6 +45,7 @@ class SavedState:
         command: command line of the run.
         labels: names of each task's labels.
         rows: number of dataset rows by task and split, `{"rte": {"train": 2490, "validation": 277}}`.
+        fingerprints: of each task's training rows (`rte`), and of the encoder's weights before training (`encoder`).
         results: results of the evaluation after this step; None without one.
         average: mean of `results` over the tasks.
         best: step and score of the best checkpoint (`EarlyStopping`).
@@ -64,6 +65,7 @@ class SavedState:
     command: str = ""
     labels: dict[str, list[str]] = field(default_factory=dict)
     rows: dict[str, dict[str, int]] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
     results: Results | None = None
     average: float | None = None
     best: dict[str, Any] = field(default_factory=lambda: {"step": None})
@@ -123,6 +125,7 @@ class TrainState:
         command: command line of the run.
         labels: names of each task's labels.
         rows: number of dataset rows by task and split.
+        fingerprints: as of `SavedState`.
         step: number of steps done.
         results: results of the evaluation after this step; None without one.
         run_id: the run's id in the trackers; a resumed run keeps it.
@@ -141,6 +144,7 @@ class TrainState:
     command: str = ""
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
     step: int = 0
     results: Results | None = None
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
@@ -164,6 +168,7 @@ class TrainState:
             command=self.command,
             labels={task: list(names) for task, names in self.labels.items()},
             rows={task: dict(splits) for task, splits in self.rows.items()},
+            fingerprints=dict(self.fingerprints),
             results=self.results,
             average=average(self.results) if self.results else None,
             **self.stopping.state_dict(),

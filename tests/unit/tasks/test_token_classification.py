@@ -90,7 +90,7 @@ def test_predictions_are_read_at_the_first_tokens():
 
 
 def test_a_word_that_was_cut_off_is_outside_of_every_span():
-    split = SimpleNamespace(notes={"word_tokens": [[1, -1]]})
+    split = SimpleNamespace(notes={"word_tokens": [[1, -1]], "word_labels": [[1, 0]]})
     logits = np.array([[[0, 0], [0, 9]]])
     assert TASK_TYPES["token_classification"].predictions(logits, split, ("O", "B-ANIMAL")) == [["B-ANIMAL", "O"]]
     assert TASK_TYPES["token_classification"].predictions(logits, split, ("A", "B")) == [["B", "O"]]

@@ -51,7 +51,7 @@ def accuracies(values: list[float], history: EarlyStopping) -> dict[int, list[st
         (2, [0.1, 0.3, 0.2, 0.25, 0.9], 4),  # better than the last, not better than ever
         (2, [0.1, 0.3, 0.2, 0.31, 0.3, 0.3], 6),  # each improvement begins the count anew
         (3, [0.1, 0.3, 0.2, 0.3], None),
-        (2, [math.nan, math.nan, 0.5], 2),
+        (2, [math.nan, math.nan, 0.5, math.nan, 0.4, 0.3], 6),  # what is not defined is neither better nor worse
     ],
 )
 def test_patience_counts_evaluations_in_a_row_without_improvement(patience, values, stop):
