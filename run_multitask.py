@@ -324,6 +324,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         started = time.perf_counter()
     log.close()
     if is_stopped:
+        log.report()  # also of a run that was not evaluated yet
         checkpoints.wait()
         accelerator.print(
             f"stopped by a signal; step {state.step} of {max_steps} is saved in {folder / 'checkpoints'}"
@@ -336,7 +337,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     log.report()
     checkpoints.export(folder / "export")
     status = checkpoints.close(0, log.log, folder / "export", folder / "report")
-    accelerator.print(f"\n{what_is_where(folder, config.checkpoints.remote if not status else None)}")
+    if accelerator.is_main_process:
+        print(f"\n{what_is_where(folder, None if status else config.checkpoints.remote)}")
     if command.push_to_hub and accelerator.is_main_process:
         print("On the hub:", *push_to_hub(folder / "export", command.push_to_hub, config.tasks))
     return status

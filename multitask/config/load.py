@@ -20,7 +20,9 @@ def config_parser(description: str | None = None) -> ArgumentParser:
     """Parser with the option `--config FILE`; the caller adds the options of `Config`."""
     parser = ArgumentParser(prog="run_multitask.py", description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
-        "--config", action=ActionConfigFile, help="The mixture's YAML file; later options override it."
+        "--config",
+        action=ActionConfigFile,
+        help="The mixture's YAML file; may be given several times. Later files and options override earlier ones.",
     )
     return parser
 

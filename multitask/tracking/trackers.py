@@ -159,7 +159,8 @@ class Trackers:
 
 def _start(name: str, project: str, folder: Path, run_id: str, config: Mapping[str, Any]) -> GeneralTracker:
     """Starts a tracker other than W&B; local data of the run is deleted first, since the history is sent again."""
-    flat = {key: v if isinstance(v, (int, float, str)) else str(v) for key, v in flatten(dict(config)).items()}
+    settings = {key: value for key, value in flatten(dict(config)).items() if value is not None}
+    flat = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in settings.items()}
     options: dict[str, Any] = {RUN_NAME[name]: run_name(folder)} if name in RUN_NAME else {}
     own = LOGGER_TYPE_TO_CLASS[name]
     if name == "tensorboard":

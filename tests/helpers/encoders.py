@@ -57,8 +57,8 @@ ENCODER_CONFIGS = {
 }
 
 
-def make_encoder(folder: Path, family: str) -> Path:
-    """A random encoder of a family with a word-level tokenizer of `WORDS`, saved as on the hub."""
+def make_tokenizer(family: str = "bert") -> transformers.PreTrainedTokenizerFast:
+    """A word-level tokenizer of `WORDS` that puts texts together as a family does."""
     vocabulary = {word: number for number, word in enumerate(SPECIAL + WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -69,7 +69,7 @@ def make_encoder(folder: Path, family: str) -> Path:
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     names = ["input_ids", "attention_mask"] + (["token_type_ids"] if second.endswith("1") else [])
-    transformers.PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
         unk_token="[UNK]",
@@ -77,7 +77,12 @@ def make_encoder(folder: Path, family: str) -> Path:
         sep_token="[SEP]",
         model_max_length=64,
         model_input_names=names,
-    ).save_pretrained(folder)
+    )
+
+
+def make_encoder(folder: Path, family: str) -> Path:
+    """A random encoder of a family with a word-level tokenizer, saved as on the hub."""
+    make_tokenizer(family).save_pretrained(folder)
     torch.manual_seed(0)
     transformers.AutoModel.from_config(ENCODER_CONFIGS[family]).save_pretrained(folder)
     return folder

@@ -370,8 +370,8 @@ def test_a_field_that_is_missing_is_named(folder, row, message):
         ),
         (
             "choice",
-            {"text": "a", "choices": ["x", "y"]},
-            "row 0 holds ['x', 'y'] as choices, not a list of 3 texts for task choice",
+            {"text": "a", "choices": ["x"]},
+            "row 0 holds ['x'] as choices, not a list of 2 to 3 texts for task choice",
         ),
         (
             "choice",
@@ -381,7 +381,7 @@ def test_a_field_that_is_missing_is_named(folder, row, message):
         (
             "choice",
             {"text": "a", "choices": ["x", None, "z"]},
-            "row 0 holds ['x', None, 'z'] as choices, not a list of 3 texts for task choice",
+            "row 0 holds ['x', None, 'z'] as choices, not a list of 2 to 3 texts for task choice",
         ),
         ("animal", {"text": "a \ud800"}, "row 0 holds half a character in field 'text', which is no Unicode"),
         ("animal", {"text": b"a"}, "row 0 holds a bytes in field 'text', not a text for task animal"),

@@ -30,6 +30,7 @@ def test_a_run_leaves_what_the_readme_says(mixture_config, write_config, program
         "metrics.jsonl",
         "predictions.json",
         "report",
+        "validation.parquet",
         "watched.jsonl",
     ]
     *lines, saved = read_jsonl(folder / "metrics.jsonl")
@@ -99,9 +100,9 @@ def test_a_mistake_is_one_line_and_status_2(mixture_config, write_config, progra
 
 @pytest.mark.slow
 def test_a_mistake_in_the_data_is_one_line_also_with_a_cold_cache(mixture_config, write_config, program, tmp_path):
-    rows = [*make_rows("classification", 30), {"a": "cat", "b": None, "label": "none"}]
+    rows = [*make_rows("classification", 30), {"a": None, "b": "dog", "label": "none"}]
     mixture_config["tasks"]["animal"]["data_files"] = {"train": str(write_jsonl(tmp_path / "bad.jsonl", rows))}
-    line = "error: tasks.animal: train row 30: column 'b' is empty\n"
+    line = "error: tasks.animal: train row 30: column 'a' is empty\n"
     done = program("--config", write_config(mixture_config), fresh=True, HF_HOME=str(tmp_path / "cold"))
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
     two = program("--config", write_config(mixture_config), processes=2)

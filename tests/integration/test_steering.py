@@ -1,5 +1,6 @@
 """Stopping a run, keeping others out of it, making it longer, beginning with what another one has learned."""
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from multitask.checkpoints.manifest import checkpoints_in
 from multitask.cli.arguments import read_command
 from multitask.errors import UserError
+from multitask.training.signals import caught_signals
 from multitask.training.state import SavedState
 
 LAUNCH = [
@@ -43,7 +45,9 @@ COMMANDS = {
 def test_a_signal_to_the_command_saves_and_ends_everything(mixture_config, write_config, tmp_path, launcher, number):
     folder = tmp_path / "run"
     command = [*COMMANDS[launcher], str(ROOT / "run_multitask.py"), "--config", write_config(mixture_config), *ENDLESS]
-    started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with heard(signal.SIGHUP, signal.SIG_DFL):  # these tests may run under nohup
+        started = subprocess.Popen(command, cwd=ROOT, **pipes)
     wait_for_step(folder, 3, started)
     family = psutil.Process(started.pid).children(recursive=True)
     started.send_signal(number)
@@ -60,6 +64,23 @@ def test_a_signal_to_the_command_saves_and_ends_everything(mixture_config, write
         assert status != 0
     (checkpoint,) = checkpoints_in(folder)
     assert SavedState.read(checkpoint).step >= 3
+
+
+@contextlib.contextmanager
+def heard(number, handler):
+    """What a process that is started inside inherits."""
+    before = signal.signal(number, handler)
+    yield
+    signal.signal(number, before)
+
+
+def test_nohup_keeps_a_run_alive():
+    with heard(signal.SIGHUP, signal.SIG_IGN), caught_signals() as stop_signal:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop_signal() == 0
+    with heard(signal.SIGHUP, signal.SIG_DFL), caught_signals() as stop_signal:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop_signal() == signal.SIGHUP
 
 
 @pytest.mark.slow

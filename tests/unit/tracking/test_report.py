@@ -216,6 +216,13 @@ def test_a_run_leaves_a_report_that_is_the_same_after_a_resume(train, mixture_co
         assert section_of(path.read_text(), section) == section_of(page_at_the_end, section)
 
 
+@pytest.mark.slow
+def test_a_run_that_was_stopped_before_its_first_evaluation_has_a_report(stoppable, tmp_path):
+    assert stoppable("run", "--training.max_steps", "20", stop_at=3) == 143
+    page_of_run = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "No evaluation yet." in page_of_run and "Training loss" in page_of_run
+
+
 def section_of(html, name):
     return html.split(f'<section id="{name}">')[1].split("</section>")[0]
 
