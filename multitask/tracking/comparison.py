@@ -18,10 +18,11 @@ from ..tasks.metrics import Results, average
 from ..utils import as_yaml, flatten
 from . import charts
 from .report import Curves, drawable, environment_of_templates, read_curves
+from .run_directory import HARMLESS
 from .trackers import run_name
 
-# Settings in which two runs always differ, or that do not affect results.
-UNINTERESTING = {"training.output_dir", "training.resume_from_checkpoint", "checkpoints.remote"}
+# Settings that do not affect results; the length and the beginning of a run, which may change in one run, do.
+UNINTERESTING = HARMLESS - {"training.max_steps", "training.num_train_epochs", "training.init_from_checkpoint"}
 
 
 @dataclass(frozen=True)
