@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 
 
@@ -28,6 +28,10 @@ def mistakes_in_one_line(is_debugged: bool = False) -> Iterator[None]:
         else:  # every rank fails, and the launcher kills all when the first exits: let rank 0 print
             time.sleep(5)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has what it wanted
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at the exit
+        sys.exit(141)  # 128 + SIGPIPE
 
 
 def note(text: str) -> None:

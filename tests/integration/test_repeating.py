@@ -65,6 +65,7 @@ def test_seeds_run_one_after_the_other_and_end_with_a_table(seeds, train, tmp_pa
     assert f"The results of all seeds are in {folder / 'seeds.json'}" in printed
 
 
+@pytest.mark.slow
 def test_seeds_that_are_done_are_not_trained_again(seeds, tmp_path):
     seeds("--seeds", "0", "--training.max_steps", "2")
     before = curve(tmp_path / "run" / "seed-0")
@@ -125,6 +126,7 @@ def test_the_sweep_calls_the_program_as_wandbs_agent_does():
 # -- comparing runs ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.pictures
 def test_runs_are_compared(train, tmp_path, capsys):
     options = ["--training.max_steps", "6", "--training.eval_steps", "2"]
@@ -149,6 +151,7 @@ def test_runs_are_compared(train, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_each_row_gives_the_metrics_again(mixture_config, task_files, train):
     mixture_config["tasks"] = {
         name: task | {"dataset": "json", "data_files": dict(task_files[name])} for name, task in ALL_TASKS.items()
@@ -163,6 +166,7 @@ def test_what_is_kept_of_each_row_gives_the_metrics_again(mixture_config, task_f
     assert parquet.read_table(folder / "validation.parquet").column_names == ["task", "row", "prediction", "reference"]
 
 
+@pytest.mark.slow
 def test_seeds_are_compared_as_one(seeds, train, tmp_path, capsys):
     seeds("--seeds", "0,1", "--training.max_steps", "2")
     other = train("--training.max_steps", "2", "--training.output_dir", str(tmp_path / "other"))
@@ -174,6 +178,7 @@ def test_seeds_are_compared_as_one(seeds, train, tmp_path, capsys):
     assert "Nothing differs in the settings." not in printed or "training.seed" not in printed
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_the_same_have_no_difference(train, tmp_path, capsys):
     first = train("--training.max_steps", "1", "--training.output_dir", str(tmp_path / "first"))
     fewer = ["--tasks.animal.max_eval_examples", "9", "--training.output_dir", str(tmp_path / "second")]
@@ -207,6 +212,15 @@ def test_the_bootstrap_has_the_interval_of_the_normal_approximation():
     assert np.abs(same).max() == 0 and not Difference.of(0.0, same).is_significant
 
 
+@pytest.mark.slow
+def test_a_reader_that_has_enough_is_no_mistake(train, tmp_path):
+    folder = train("--training.max_steps", "1")
+    command = f"{sys.executable} -m multitask.compare {folder} {folder} --samples 5 | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("Nothing differs in the settings.") and "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-1] in ("0", "141")
+
+
 # -- the hub -----------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +235,7 @@ def hub(monkeypatch):
     server.server.shutdown()
 
 
+@pytest.mark.slow
 def test_models_are_uploaded_with_their_cards(hub, mixture_config, train, capsys):
     mixture_config["card"] = {"license": "mit", "language": ["en", "de"]}
     folder = train("--training.max_steps", "1", "--push_to_hub", "me/mixed")
@@ -259,6 +274,7 @@ def test_what_is_wrong_with_an_upload_is_said_before_the_run(mixture_config, wri
 # -- files in a bucket -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_in_a_bucket_are_trained_on_and_predicted(
     bucket, mixture_config, task_files, train, tmp_path, monkeypatch
 ):
@@ -313,6 +329,7 @@ def test_predictions_carry_their_rows_through_a_pipe(train, monkeypatch, capsys)
     assert all(line["animal"]["label"] for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_columns_of_the_row_are_texts_in_formats_with_columns(train, tmp_path, kind):
     folder = train("--training.max_steps", "1")
@@ -330,6 +347,7 @@ def test_columns_of_the_row_are_texts_in_formats_with_columns(train, tmp_path, k
         assert [row["fields.id"] for row in read] == ["7", None]
 
 
+@pytest.mark.slow
 def test_token_labels_carry_their_words(mixture_config, task_files, train, tmp_path):
     mixture_config["tasks"] = {"tags": ALL_TASKS["tags"] | {"dataset": "json", "data_files": task_files["tags"]}}
     folder = train("--training.max_steps", "1")
@@ -344,6 +362,7 @@ def test_token_labels_carry_their_words(mixture_config, task_files, train, tmp_p
 # -- help --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_help_names_nothing_that_is_refused():
     run = {"cwd": ROOT, "capture_output": True, "text": True, "env": os.environ | {"COLUMNS": "200"}}
     said = subprocess.run([sys.executable, "run_multitask.py", "--help"], **run).stdout

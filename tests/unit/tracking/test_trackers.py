@@ -294,6 +294,7 @@ def test_what_is_shared_names_no_home_and_no_password(monkeypatch):
 # -- the whole program -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_shared", [True, False])
 def test_texts_of_the_data_are_kept_out_of_trackers(mixture_config, train, is_shared):
     mixture_config["tracking"] = {"report_to": ["wandb"], "log_predictions": is_shared}
