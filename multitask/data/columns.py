@@ -53,6 +53,8 @@ def is_no_label(text: str, texts: Sequence[str]) -> bool:
         text: the class.
         texts: all classes.
     """
+    if text not in ("-1", "-100"):  # before all classes are looked at, which may be many
+        return False
     others = {other for other in texts if other not in ("-1", "-100")}
     is_numbered = len(others) > 2 and others == {str(number) for number in range(len(others))}
     return text == "-100" or (text == "-1" and is_numbered)

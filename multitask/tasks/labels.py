@@ -123,4 +123,4 @@ def labelled_rows(dataset: Dataset, path: str, labels: tuple[str, ...] | None) -
 def _is_none(value: Any, labels: tuple[str, ...] | None) -> bool:
     if labels is None or isinstance(value, (list, dict)):
         return False
-    return label_text(value) not in labels and label_text(value) in ("-1", "-100")
+    return label_text(value) in ("-1", "-100") and label_text(value) not in labels

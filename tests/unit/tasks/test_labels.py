@@ -12,6 +12,7 @@ from helpers.tasks import ALL_TASKS, read_jsonl, write_jsonl
 from multitask.cli.arguments import read_command
 from multitask.cli.commands import predict_rows
 from multitask.config.schema import TaskConfig
+from multitask.data.columns import is_no_label
 from multitask.errors import UserError
 from multitask.model.pretrained import load_tokenizer
 from multitask.tasks.load import load_task
@@ -246,3 +247,19 @@ def test_what_is_not_defined_is_left_out_of_the_average(mixture_config, train, t
         in printed
     )
     assert "The best by average was step" in printed and "undefined" in printed
+
+
+def test_many_classes_take_no_time_for_each_pair_of_them():
+    """By the number of comparisons, as each class was once compared with all others."""
+    compared = 0
+
+    class Counted(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    texts = [Counted(f"c{number}") for number in range(2000)]
+    assert not any(is_no_label(text, texts) for text in texts) and compared < 20_000
