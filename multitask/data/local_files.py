@@ -16,6 +16,7 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
 
 from ..errors import UserError, hint
+from ..utils import partial_file
 from .columns import label_text, value_at
 from .rows_in_files import Row, read_rows
 
@@ -188,14 +189,11 @@ def _converted(value: Any, kind: Kind) -> Any:
 
 
 def _write(path: Path, features: Features, rows: Iterator[Row]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with ArrowWriter(path=str(partial), features=features) as writer:
+        with partial_file(path) as partial, ArrowWriter(path=str(partial), features=features) as writer:
             for row in rows:
                 writer.write(row)
             writer.finalize()
-        partial.replace(path)
     except OSError as error:
         raise UserError(
             f"the cache of `datasets` cannot be written: {path.parent}: {error.strerror}; HF_DATASETS_CACHE "

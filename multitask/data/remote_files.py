@@ -10,7 +10,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import storage
 
 from ..errors import UserError, first_line
-from ..utils import split_url
+from ..utils import partial_file, split_url
 
 WILDCARD = r"[*?\[]"
 
@@ -48,8 +48,6 @@ def local_copies(url: str) -> list[str]:
 def _copy(blob: storage.Blob) -> Path:
     path = Path(datasets.config.HF_DATASETS_CACHE) / "gs" / blob.bucket.name / str(blob.generation) / blob.name
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        blob.download_to_filename(str(partial))
-        partial.replace(path)
+        with partial_file(path) as partial:
+            blob.download_to_filename(str(partial))
     return path

@@ -1,13 +1,12 @@
 """Rows in CSV, TSV, JSON and Parquet files, read the same way for training, evaluation and prediction.
 
-A text in a file is that text: neither pandas nor Arrow may guess a number or a date from it. Only the columns that a
-task reads are read.
+A text in a file is that text: neither pandas nor Arrow may guess a number or a date from it.
 """
 
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,12 +20,11 @@ csv.field_size_limit(sys.maxsize)  # a field may be longer than 131,072 characte
 Row = dict[str, Any]
 
 
-def read_rows(path: str, columns: Sequence[str] | None = None, kind: str = "") -> Iterator[Row | UserError]:
+def read_rows(path: str, kind: str = "") -> Iterator[Row | UserError]:
     """Yields the rows of a file in order, read lazily; in place of a row that cannot be read, its `UserError`.
 
     Args:
         path: a file of JSON Lines, a JSON array of objects, CSV or TSV with a head line, or Parquet.
-        columns: names of the columns to read; None for all.
         kind: csv, tsv, json or parquet; by default that of the file's ending.
 
     Raises:
@@ -35,7 +33,7 @@ def read_rows(path: str, columns: Sequence[str] | None = None, kind: str = "") -
     kind = kind or {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}.get(Path(path).suffix, "json")
     try:
         if kind == "parquet":
-            yield from _parquet_rows(path, columns)
+            yield from _parquet_rows(path)
         else:
             with open(path, encoding="utf-8-sig", newline="" if kind in ("csv", "tsv") else None) as file:
                 if kind == "json":
@@ -48,10 +46,9 @@ def read_rows(path: str, columns: Sequence[str] | None = None, kind: str = "") -
         raise UserError(f"{path} cannot be read: {first_line(error)}") from error
 
 
-def _parquet_rows(path: str, columns: Sequence[str] | None) -> Iterator[Row]:
+def _parquet_rows(path: str) -> Iterator[Row]:
     table = parquet.ParquetFile(path)
-    there = None if columns is None else [name for name in table.schema_arrow.names if name in columns]
-    for batch in table.iter_batches(batch_size=1024, columns=there) if table.metadata.num_rows else ():
+    for batch in table.iter_batches(batch_size=1024) if table.metadata.num_rows else ():
         yield from batch.to_pylist()
 
 

@@ -55,7 +55,7 @@ def export_run(
         merge: see `export_tasks`.
     """
     encoder = config.model.encoder
-    cards = {task.name: model_card(task, config.tasks[task.name], encoder, run, merge, config.card) for task in tasks}
+    cards = {task.name: model_card(task, config.tasks[task.name], encoder, run, config.card, merge) for task in tasks}
     export_tasks(model, tokenizer, folder, encoder, merge, cards)
 
 

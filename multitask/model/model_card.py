@@ -38,8 +38,8 @@ def model_card(
     config: TaskConfig,
     encoder: str,
     run: TrainedRun,
+    card: CardConfig,
     merged: bool = True,
-    card: CardConfig = CardConfig(),  # noqa: B008
 ) -> str:
     """The text of README.md, with the metadata of the Hugging Face hub.
 
@@ -48,8 +48,8 @@ def model_card(
         config: configuration of the task.
         encoder: `model.encoder`.
         run: facts about the run.
-        merged: whether full weights were exported; otherwise an adapter and a head.
         card: license and language.
+        merged: whether full weights were exported; otherwise an adapter and a head.
     """
     results = run.results.get(task.name, {})
     on_hub = config.dataset not in FILE_FORMATS and not Path(config.dataset).exists()

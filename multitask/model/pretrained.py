@@ -153,11 +153,13 @@ def build_model(
     tasks_by_type = {task.type.name: task for task in tasks}
     try:
         multitask_model.find_call({task.name: task.type.several_sequences for task in tasks_by_type.values()})
-    except Exception as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever a family's code raises where it is called as an encoder is
         family = config.model_type
         raise UserError(f"model.encoder: {family} ('{encoder}') does not compute: {first_line(error)}") from error
     for part, parameter in multitask_model.encoder.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not torch.isfinite(parameter.sum()):
             raise UserError(f"model.encoder: '{encoder}' has weights that are not finite, in {part}")
     return multitask_model
 

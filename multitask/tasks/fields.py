@@ -1,6 +1,6 @@
 """Reads a task's inputs from a row that may use another task's field names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..config.schema import TaskConfig
@@ -30,9 +30,9 @@ def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels:
         name, value = next(
             ((n, value) for n in (own, *others) if (value := value_at(dict(row), n)) is not None), (own, None)
         )
-        if is_missing(value) and name_of_empty(row, (own, *others)):
-            raise UserError(f"has nothing in field '{name_of_empty(row, (own, *others))}', which task {task} reads")
         if is_missing(value):
+            if empty := [name for name in (own, *others) if name in row]:
+                raise UserError(f"has nothing in field '{empty[0]}', which task {task} reads")
             also = " or ".join(f"'{other}'" for other in others if other != own)
             or_also = f" (or {also})" if also else ""
             raise UserError(f"lacks the field '{own}'{or_also} that task {task} reads{hint(own, row, 'fields')}")
@@ -43,11 +43,6 @@ def fields_of(task: str, config: TaskConfig, row: Mapping[str, Any], num_labels:
     if TASK_TYPES[config.type].reads_choices:
         found |= _choices(task, config, row, num_labels)
     return found
-
-
-def name_of_empty(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """The first of some fields that a row has, though without a value."""
-    return next((name for name in names if name in row), None)
 
 
 def _is_unicode(value: Any) -> bool:

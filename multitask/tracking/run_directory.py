@@ -1,6 +1,7 @@
 """The files of a run: its configuration, its numbers, its lock."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import yaml
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from ..config.schema import Config, to_yaml
+from ..config.schema import Config, ModelConfig, TaskConfig, TrainingConfig, to_yaml
 from ..errors import UserError
 from ..evaluation.validation_rows import NAME as VALIDATION_ROWS
 from ..training.distributed import from_main_process
@@ -140,10 +141,13 @@ def changed_setting(earlier: dict[str, Any], config: Config) -> str | None:
     """The first setting that differs and changes the result, as "KEY was THIS, is THAT"; None if there is none.
 
     Args:
-        earlier: configuration of a run, parsed from its YAML.
+        earlier: configuration of a run, parsed from its YAML. A key that it lacks, as the run is older than the key,
+            has its default.
         config: configuration to compare with it.
     """
-    then = flatten(earlier) | {"the order of tasks": list(earlier["tasks"])}
+    default = dataclasses.asdict(Config(ModelConfig(""), {}, TrainingConfig("")))
+    default["tasks"] = {name: dataclasses.asdict(TaskConfig("", "", [])) for name in earlier["tasks"]}
+    then = flatten(default) | flatten(earlier) | {"the order of tasks": list(earlier["tasks"])}
     now = flatten(yaml.safe_load(to_yaml(config))) | {"the order of tasks": list(config.tasks)}
     decides = config.training.load_best_model_at_end or any(task.patience for task in config.tasks.values())
     harmless = HARMLESS - {"training.eval_steps"} if decides else HARMLESS

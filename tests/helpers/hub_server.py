@@ -3,8 +3,9 @@
 import base64
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
+
+from .json_server import JsonServer
 
 
 class HubServer:
@@ -14,28 +15,12 @@ class HubServer:
         self.files: dict[str, dict[str, bytes]] = {}
         self.refuses = ""
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+        self.server = JsonServer(self.answer)
+        self.url = self.server.url
 
-            def do_POST(handler) -> None:
-                body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-                authorised = handler.headers.get("Authorization") == "Bearer hf_token"
-                status, answer = self.take(handler.path, body) if authorised else (401, {"error": "no token"})
-                content = json.dumps(answer).encode()
-                handler.send_response(status)
-                handler.send_header("Content-Type", "application/json")
-                handler.send_header("Content-Length", str(len(content)))
-                handler.end_headers()
-                handler.wfile.write(content)
-
-            do_GET = do_POST
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, dict]:
+        is_known = headers.get("Authorization") == "Bearer hf_token"
+        return self.take(path, body) if is_known else (401, {"error": "no token"})
 
     def take(self, path: str, body: bytes) -> tuple[int, dict]:
         """The status of a request and the answer."""

@@ -1,11 +1,11 @@
 """As much of W&B's server as a run needs: it takes what wandb-core sends, and gives the history back."""
 
-import gzip
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from typing import Any
+
+from .json_server import JsonServer
 
 PROJECT = {"id": "7", "name": "tests", "entity": {"id": "8", "name": "me"}}
 
@@ -16,38 +16,11 @@ class WandbServer:
     def __init__(self) -> None:
         self.history: dict[str, dict[int, dict[str, Any]]] = {}
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+        self.server = JsonServer(self.answer)
+        self.url = self.server.url
 
-            def do_POST(handler) -> None:
-                body = handler.body()
-                answer = self.take(handler.path, body) if re.search("graphql|file_stream", handler.path) else {}
-                content = json.dumps(answer).encode()
-                handler.send_response(200)
-                handler.send_header("Content-Length", str(len(content)))
-                handler.end_headers()
-                handler.wfile.write(content)
-
-            do_PUT = do_POST  # an upload of a file
-
-            def body(handler) -> bytes:
-                if handler.headers.get("Transfer-Encoding") == "chunked":
-                    chunks = []
-                    while length := int(handler.rfile.readline(), 16):
-                        chunks.append(handler.rfile.read(length))
-                        handler.rfile.readline()
-                    handler.rfile.readline()
-                    content = b"".join(chunks)
-                else:
-                    content = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-                return gzip.decompress(content) if handler.headers.get("Content-Encoding") == "gzip" else content
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
+        return 200, self.take(path, body) if re.search("graphql|file_stream", path) else {}  # or an upload of a file
 
     def take(self, path: str, body: bytes) -> dict[str, Any]:
         """The answer to a request; those of W&B that change nothing here get an empty one."""

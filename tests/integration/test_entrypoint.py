@@ -8,13 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from helpers.json_server import JsonServer
 from helpers.paths import ROOT
 from helpers.runs import free_port
 from helpers.tasks import read_jsonl
@@ -254,41 +253,23 @@ def test_a_launch_configuration_that_cannot_be(launch, message):
 def secrets(tmp_path, monkeypatch):
     """A server that gives tokens to a service account, and the secret `a` to who has one; yields its address."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def reply(self, status: int, answer: dict) -> None:
-            body = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def answer(path, headers, body):
+        if body:
+            return 200, {"access_token": "let-me-in", "expires_in": 3600, "token_type": "Bearer"}
+        is_a = path == "/v1/projects/p/secrets/a/versions/latest:access"
+        if is_a and headers["Authorization"] == "Bearer let-me-in":
+            return 200, {"payload": {"data": base64.b64encode(b"the-key\n").decode()}}
+        return 403, {}
 
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.reply(200, {"access_token": "let-me-in", "expires_in": 3600, "token_type": "Bearer"})
-
-        def do_GET(self) -> None:
-            is_a = self.path == "/v1/projects/p/secrets/a/versions/latest:access"
-            if is_a and self.headers["Authorization"] == "Bearer let-me-in":
-                self.reply(200, {"payload": {"data": base64.b64encode(b"the-key\n").decode()}})
-            else:
-                self.reply(403, {})
-
-        def log_message(self, *args) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
+    server = JsonServer(answer)
     key = rsa.generate_private_key(65537, 2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    account = {"type": "service_account", "client_email": "a@p", "token_uri": url, "private_key": key.decode()}
+    account = {"type": "service_account", "client_email": "a@p", "token_uri": server.url, "private_key": key.decode()}
     (tmp_path / "account.json").write_text(json.dumps(account))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
-    yield url
-    server.shutdown()
-    server.server_close()
+    yield server.url
+    server.stop()
 
 
 def test_a_secret_is_read_by_its_name(secrets):

@@ -232,7 +232,7 @@ def hub(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_token")
     yield server
-    server.server.shutdown()
+    server.server.stop()
 
 
 @pytest.mark.slow

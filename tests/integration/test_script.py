@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers.tasks import make_rows, read_jsonl, write_jsonl
 
 import run_multitask
@@ -130,6 +131,13 @@ def test_a_folder_with_another_run_is_refused(train, mixture_config, tmp_path):
         train("--training.seed", "1")
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
     train("--training.logging_steps", "3")  # harmless
+    path = tmp_path / "run" / "config.yaml"
+    older = yaml.safe_load(path.read_text())  # than some keys, which then have their defaults
+    del older["training"]["full_determinism"], older["tasks"]["animal"]["label_names"], older["card"]
+    path.write_text(yaml.safe_dump(older, sort_keys=False))
+    with pytest.raises(UserError, match=r"\(training.full_determinism was false, is true\)"):
+        train("--training.full_determinism", "true")
+    train()
     in_order = mixture_config["tasks"]
     mixture_config["tasks"] = dict(reversed(in_order.items()))
     with pytest.raises(UserError, match=r"\(the order of tasks was \[similar, animal, choice\], is "):

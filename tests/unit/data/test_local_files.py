@@ -126,7 +126,7 @@ def test_changed_content_is_read_anew_also_with_the_same_time(read, tmp_path, ca
     assert len(list(cache.glob("*.arrow"))) == 2
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="nothing that root cannot write to")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no folder that even root cannot write to")
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("/proc/nope"))
     (tmp_path / "rows.csv").write_text("a\nx\n")

@@ -137,7 +137,7 @@ def wandb_server(monkeypatch):
     wandb.teardown()
     yield server
     wandb.teardown()
-    server.server.shutdown()
+    server.server.stop()
 
 
 @pytest.mark.slow
