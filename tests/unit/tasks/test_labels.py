@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from helpers.tasks import ALL_TASKS, read_jsonl, write_jsonl
 
@@ -15,7 +16,9 @@ from multitask.config.schema import TaskConfig
 from multitask.data.columns import is_no_label
 from multitask.errors import UserError
 from multitask.model.pretrained import load_tokenizer
+from multitask.tasks.base import TASK_TYPES
 from multitask.tasks.load import load_task
+from multitask.tasks.texts import with_num_choices
 
 
 @pytest.fixture
@@ -113,8 +116,6 @@ def test_numbers_may_have_names(load):
 
 
 def read_label_names(kind, names):
-    from multitask.tasks.base import TASK_TYPES
-
     config = TaskConfig(type=kind, dataset="json", inputs=["a"], label_names=names)
     TASK_TYPES[kind].check_config("tasks.t", config)
 
@@ -163,6 +164,16 @@ def test_validation_is_read_as_train_is(load):
     assert load(rows, rows[:1], type="multiple_choice", choices="options").validation.row_labels.tolist() == [0]
 
 
+def test_choices_that_a_row_lacks_count_in_no_loss():
+    logits = torch.tensor([[1.0, 2.0, 9.0], [1.0, 2.0, 9.0]], requires_grad=True)
+    labels = torch.tensor([with_num_choices(1, 2), 1])  # the first row has two choices, the second all
+    losses = TASK_TYPES["multiple_choice"].loss(logits, labels)
+    expected = [torch.nn.functional.cross_entropy(row[None], torch.tensor([1])) for row in (logits[0, :2], logits[1])]
+    assert losses.tolist() == pytest.approx([float(loss) for loss in expected])
+    losses.sum().backward()
+    assert logits.grad[0, 2] == 0 != logits.grad[1, 2]
+
+
 @pytest.mark.slow
 def test_rows_may_have_fewer_choices(mixture_config, train, tmp_path):
     two, three = ({"options": ["river", "dog"], "label": 0}, {"options": ["dog", "river", "bird"], "label": 1})
@@ -195,7 +206,6 @@ def test_a_run_does_not_go_on_with_other_data(mixture_config, train, tmp_path, e
     if change == "encoder":
         import shutil
 
-        import torch
         from safetensors.torch import load_file, save_file
 
         shutil.copytree(encoders("bert"), tmp_path / "other")
