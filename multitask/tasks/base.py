@@ -163,6 +163,10 @@ class TaskType(ABC):
             return {str(number): by_name[name] for number, name in enumerate(feature.names) if name in by_name}
         return {str(number): number for number in range(len(labels))} | by_name if config.label_names else by_name
 
+    def is_multi_hot(self, config: TaskConfig, train: Dataset) -> bool:
+        """Whether a row's label is a list with 0 or 1 for each label."""
+        return False
+
     def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
         """Which rows have a label; the others are left out and counted."""
         return labelled_rows(dataset, config.label, tuple(labels))

@@ -21,7 +21,6 @@ from ..errors import UserError, hint
 from ..utils import stable_seed
 from .base import TASK_TYPES, Task, TaskType
 from .labels import distinct, is_hidden, leaf_type
-from .multi_label import MultiLabelClassification
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def load_task(
         validation = None
     labels = task_type.label_names(name, config, train)
     metrics = metrics_of(name, config, labels)
-    is_multi_hot = isinstance(task_type, MultiLabelClassification) and task_type.is_multi_hot(config, train)
+    is_multi_hot = task_type.is_multi_hot(config, train)
     features = Features({"input_ids": List(List(Value("int32")))})
     if "token_type_ids" in tokenizer.model_input_names:
         features["token_type_ids"] = List(List(Value("int8")))
