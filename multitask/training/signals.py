@@ -48,8 +48,8 @@ def is_launcher(process: psutil.Process | None) -> bool:
 def caught_signals() -> Iterator[Callable[[], int]]:
     """Catches SIGTERM, SIGINT and SIGHUP; yields a function that returns the number of the first signal, or 0.
 
-    A second signal ends the process at once with the status 128 + its number, as in a shell. Signals that are ignored
-    already are not caught.
+    A second signal ends the process at once with the status 128 + its number, as in a shell. SIGHUP is not caught under
+    `nohup`.
     """
     follow_launcher()
     first: list[tuple[int, float]] = []
@@ -63,8 +63,10 @@ def caught_signals() -> Iterator[Callable[[], int]]:
                 text = f"\n{signal.Signals(number).name}: this step is finished and saved; again ends at once\n"
                 os.write(2, text.encode())  # not `print`, which the signal may have interrupted
 
-    # What is ignored stays so: `nohup` has the run outlive its terminal.
-    caught = [number for number in CAUGHT if signal.getsignal(number) != signal.SIG_IGN]
+    # `nohup` ignores SIGHUP, so that a run outlives its terminal. (SIGINT is ignored in the background of a script,
+    # where one that is sent is meant all the same.)
+    is_kept_alive = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    caught = [number for number in CAUGHT if number != signal.SIGHUP or not is_kept_alive]
     before = {number: signal.signal(number, note) for number in caught}
     try:
         yield lambda: first[0][0] if first else 0

@@ -46,7 +46,7 @@ def test_a_signal_to_the_command_saves_and_ends_everything(mixture_config, write
     folder = tmp_path / "run"
     command = [*COMMANDS[launcher], str(ROOT / "run_multitask.py"), "--config", write_config(mixture_config), *ENDLESS]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with heard(signal.SIGHUP, signal.SIG_DFL):  # these tests may run under nohup
+    with heard(number, signal.SIG_DFL):  # these tests may run under nohup or in the background
         started = subprocess.Popen(command, cwd=ROOT, **pipes)
     wait_for_step(folder, 3, started)
     family = psutil.Process(started.pid).children(recursive=True)
@@ -81,6 +81,9 @@ def test_nohup_keeps_a_run_alive():
     with heard(signal.SIGHUP, signal.SIG_DFL), caught_signals() as stop_signal:
         os.kill(os.getpid(), signal.SIGHUP)
         assert stop_signal() == signal.SIGHUP
+    with heard(signal.SIGINT, signal.SIG_IGN), caught_signals() as stop_signal:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop_signal() == signal.SIGINT
 
 
 @pytest.mark.slow
