@@ -48,8 +48,8 @@ def is_launcher(process: psutil.Process | None) -> bool:
 def caught_signals() -> Iterator[Callable[[], int]]:
     """Catches SIGTERM, SIGINT and SIGHUP; yields a function that returns the number of the first signal, or 0.
 
-    A second signal ends the process at once with the status 128 + its number, as in a shell. SIGHUP is not caught under
-    `nohup`.
+    A second signal ends the process at once with the status 128 + its number, as in a shell. Under `nohup`, SIGHUP is
+    not caught.
     """
     follow_launcher()
     first: list[tuple[int, float]] = []
