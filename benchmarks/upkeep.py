@@ -26,7 +26,7 @@ SAVE_STEPS = 500  # steps between two checkpoints or evaluations, as in the ship
 # Reasons for missed goals, for the page.
 REASONS = {
     "copied": "supposed: the server of the bucket and the copying thread take from the two cores that train",
-    "evaluation": "of its time on two cores, padding is 0.7 % and making batches 0.5 %",
+    "evaluation": "of its time on two cores, laying tokens out for attention and back takes 11 %",
 }
 
 
@@ -170,7 +170,7 @@ def about_upkeep(results: Results) -> str:
         efficiency = [(e["tokens"] / e["seconds"]) / (e["limit_tokens"] / e["limit_seconds"]) for e in evaluations]
         text.append(
             f"**Evaluation** reaches {spread(efficiency)} times the real tokens a second of the model alone on dense "
-            f"batches; goal ≥ 0.95: {verdict(middle(efficiency), 0.95, reason=REASONS['evaluation'])}."
+            f"batches; goal ≥ 0.98: {verdict(middle(efficiency), 0.98, reason=REASONS['evaluation'])}."
         )
         if step_seconds:
             shares = [100 * e["seconds"] / (e["seconds"] + SAVE_STEPS * step_seconds) for e in evaluations]
