@@ -6,7 +6,8 @@ column, and a text stays a text. Only the columns that a task reads are read.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import datasets.config
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
+from tqdm import tqdm
 
 from ..errors import UserError, hint
 from ..utils import partial_file
@@ -37,8 +39,11 @@ class Kind(NamedTuple):
     fields: "dict[str, Kind] | None" = None
 
 
-NULL = Kind()
+NULL, TEXT = Kind(), Kind("text")
 SCALARS = ("bool", "int", "float", "text")
+SEPARATED = ("csv", "tsv")  # all their cells are texts
+SHOWN_AFTER = 3  # seconds
+ROWS_AT_ONCE = 10_000  # that are written
 
 
 class Conflict(Exception):
@@ -66,12 +71,15 @@ def read_files(files: Sequence[str], kind: str, columns: Mapping[str, str], key:
     name = digest.hexdigest()
     path = Path(datasets.config.HF_DATASETS_CACHE) / "multitask" / f"{name}.arrow"
     if not path.exists():
-        kinds, known = _kinds(files, kind, columns, key)
-        for column in columns:
+        kinds = dict.fromkeys(columns, TEXT) if kind in SEPARATED else _kinds(files, kind, columns, key)
+        unseen = [column for column, of_column in kinds.items() if of_column in (NULL, TEXT)]
+        known = _known(files, kind, unseen, key) if unseen else {}
+        for column in unseen:
             if column not in known:
                 text = f"{columns[column]}: {split} has no column '{column}'{hint(column, known, 'columns')}"
                 raise UserError(text.replace("\t", "\\t") + _other_separator(kind, known))
-        _write(path, Features({c: _feature(k) for c, k in kinds.items()}), _rows(files, kind, kinds, key))
+        with tqdm(desc=f"Reading {split}", unit="row", delay=SHOWN_AFTER) as bar:
+            _write(path, kinds, _rows(files, kind, kinds, key), bar.update)
     return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=name)
 
 
@@ -83,38 +91,46 @@ def _other_separator(kind: str, known: Iterable[str]) -> str:
     return "; its columns are divided by semicolons, where dataset: csv takes commas" if ";" in head else ""
 
 
-def _numbered(files: Sequence[str], kind: str, key: str) -> Iterator[tuple[str, Row]]:
-    """Every row, with the file and the row's number in it for error messages."""
+def _numbered(files: Sequence[str], kind: str, key: str) -> Iterator[tuple[str, int, Row]]:
+    """Every row after its file and its number there."""
     for file in files:
         try:
             for number, row in enumerate(read_rows(file, kind=kind)):
                 if isinstance(row, UserError):
                     raise UserError(f"{file} row {number} {row}")
-                yield f"{key}: {file} row {number}", row
+                yield file, number, row
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
 
 
-def _kinds(
-    files: Sequence[str], kind: str, columns: Iterable[str], key: str
-) -> tuple[dict[str, Kind], dict[str, None]]:
-    """The type of each column over all rows, and the paths of all columns in the rows."""
-    kinds, known = dict.fromkeys(columns, NULL), dict[str, None]()
-    for at, row in _numbered(files, kind, key):
-        known |= dict.fromkeys(row if kind != "json" else _paths(row))
-        for column in columns:
-            value = value_at(row, column)
+def _kinds(files: Sequence[str], kind: str, columns: Iterable[str], key: str) -> dict[str, Kind]:
+    """The type of each column over all rows."""
+    kinds = dict.fromkeys(columns, NULL)
+    for file, number, row in _numbered(files, kind, key):
+        for column in kinds:
+            value = row[column] if column in row else value_at(row, column)
             try:
                 kinds[column] = widened(kinds[column], value)
             except Conflict as conflict:
                 before, here = conflict.args
-                message = f"{at}: column '{column}' holds {here}, the rows before it hold {before}"
-                raise UserError(message) from None
+                at, message = f"{key}: {file} row {number}", f"holds {here}, the rows before it hold {before}"
+                raise UserError(f"{at}: column '{column}' {message}") from None
             except UnicodeEncodeError:
+                at = f"{key}: {file} row {number}"
                 raise UserError(f"{at}: column '{column}' holds half a character, which is no Unicode") from None
+    return kinds
+
+
+def _known(files: Sequence[str], kind: str, columns: Sequence[str], key: str) -> dict[str, None]:
+    """The paths of columns in the rows, up to the row in which the last of some columns was seen."""
+    known: dict[str, None] = {}
+    for _, _, row in _numbered(files, kind, key):
+        known |= dict.fromkeys(row if kind in SEPARATED else _paths(row))
+        if all(column in known for column in columns):
+            break
     if not known:
         raise UserError(f"{key}: {', '.join(files)} has no rows")
-    return kinds, known
+    return known
 
 
 def _paths(value: Any, prefix: str = "") -> Iterator[str]:
@@ -173,9 +189,13 @@ def _feature(kind: Kind) -> Any:
     return Value({"bool": "bool", "int": "int64", "float": "float64", "text": "string", "null": "string"}[kind.name])
 
 
-def _rows(files: Sequence[str], kind: str, kinds: dict[str, Kind], key: str) -> Iterator[Row]:
-    for _, row in _numbered(files, kind, key):
-        yield {column: _converted(value_at(row, column), of) for column, of in kinds.items()}
+def _rows(files: Sequence[str], kind: str, kinds: dict[str, Kind], key: str) -> Iterator[tuple]:
+    """The values of each row's columns."""
+    for _, _, row in _numbered(files, kind, key):
+        if kind in SEPARATED:
+            yield tuple(map(row.get, kinds))
+        else:
+            yield tuple(_converted(value_at(row, column), of) for column, of in kinds.items())
 
 
 def _converted(value: Any, kind: Kind) -> Any:
@@ -188,11 +208,14 @@ def _converted(value: Any, kind: Kind) -> Any:
     return label_text(value) if kind.name == "text" and not isinstance(value, str) else value
 
 
-def _write(path: Path, features: Features, rows: Iterator[Row]) -> None:
+def _write(path: Path, kinds: dict[str, Kind], rows: Iterator[tuple], written: Callable[[int], object]) -> None:
+    """Writes rows; `written` is called with the number of each batch's."""
+    features = Features({column: _feature(kind) for column, kind in kinds.items()})
     try:
         with partial_file(path) as partial, ArrowWriter(path=str(partial), features=features) as writer:
-            for row in rows:
-                writer.write(row)
+            while batch := list(islice(rows, ROWS_AT_ONCE)):
+                writer.write_batch(dict(zip(kinds, map(list, zip(*batch, strict=True)), strict=True)))
+                written(len(batch))
             writer.finalize()
     except OSError as error:
         raise UserError(

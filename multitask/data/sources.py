@@ -1,5 +1,6 @@
 """Sources of a task's rows: a hub dataset, a local mirror of the hub, or files."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from functools import cache
@@ -11,14 +12,30 @@ from urllib.request import Request, urlopen
 
 import datasets.config
 import pyarrow.parquet
-from datasets import Dataset, load_dataset
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetBuilder,
+    DownloadManager,
+    Features,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+)
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.json.json import Json
 from huggingface_hub import constants
 
 from ..config.schema import FILE_FORMATS, TaskConfig
 from ..errors import UserError, first_line, hint
 from .local_files import read_files
 from .remote_files import is_remote, local_copies
+
+# Settings of a folder's files that do not change how they are read, or that `_plain_format` looks at.
+WHERE_AND_WHAT = ("name", "version", "data_dir", "data_files", "description", "sep")
+
+TEXTS = (Value("string"), Value("large_string"))
 
 # Reading a local file is counted by a request to a server; a quick start without a network should not wait for it.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
@@ -50,6 +67,8 @@ def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[st
             found = {s: _read_parquet(files[s], s, columns) for s in files}
         elif is_local:
             found = {s: read_files(files[s], source, columns, f"{key}.data_files.{s}", s) for s in files}
+        elif Path(source).is_dir():
+            found = _read_folder(source, config, columns, key)
         else:
             found = load_dataset(source, config.subset, data_files=config.data_files)
     except (DatasetNotFoundError, ConnectionError) as error:
@@ -134,6 +153,41 @@ def _read_parquet(files: list[str], split: str, columns: Mapping[str, str]) -> D
     there = pyarrow.parquet.read_schema(files[0]).names if len(files) == 1 else []
     read = [name for name in there if name in columns or name in {column.split(".")[0] for column in columns}]
     return load_dataset("parquet", data_files={split: files}, split=split, columns=read or None)
+
+
+def _read_folder(folder: str, config: TaskConfig, columns: Mapping[str, str], key: str) -> Mapping[str, Dataset]:
+    """The splits of a folder of files; texts and classes in CSV, TSV and JSON are read as they stand."""
+    builder = load_dataset_builder(folder, config.subset, data_files=config.data_files)
+    kind, declared = _plain_format(builder), builder.info.features or {}
+    types = {column: declared[column] for column in columns if column in declared}
+    if kind is None or not all(type_ in TEXTS or isinstance(type_, ClassLabel) for type_ in types.values()):
+        return load_dataset(folder, config.subset, data_files=config.data_files)
+    found = {str(split): Dataset.from_dict({}) for split in builder.config.data_files}
+    for split in (split for split in found if split in (config.train_split, config.validation_split)):
+        files = DownloadManager().download_and_extract(list(builder.config.data_files[split]))
+        found[split] = read_files(list(map(str, files)), kind, columns, f"{key}.dataset", split)
+        for column, type_ in types.items():
+            if isinstance(type_, ClassLabel):
+                features = Features({**found[split].features, column: type_})
+                arguments = {"column": column, "classes": type_}
+                found[split] = found[split].map(_as_classes, batched=True, features=features, fn_kwargs=arguments)
+    return found
+
+
+def _as_classes(rows: dict[str, list], column: str, classes: ClassLabel) -> dict[str, list]:
+    """The numbers of classes, which may stand in the files as numbers or names; an empty cell has none."""
+    named = [None if cell == "" else cell for cell in rows[column]]
+    return {column: [classes.str2int(cell) if isinstance(cell, str) else cell for cell in named]}
+
+
+def _plain_format(builder: DatasetBuilder) -> str | None:
+    """csv, tsv or json, if a dataset is of such files alone, without settings in its README."""
+    if not isinstance(builder, (Csv, Json)):
+        return None
+    settings = {f.name: f.default for f in dataclasses.fields(builder.config) if f.name not in WHERE_AND_WHAT}
+    if any(getattr(builder.config, name) != default for name, default in settings.items()):
+        return None
+    return "json" if isinstance(builder, Json) else {",": "csv", "\t": "tsv"}.get(builder.config.sep)
 
 
 def _check_columns(split: str, dataset: Dataset, columns: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ NO_LABEL = -100  # ignored by the loss
 
 
 FINGERPRINT_TOKENS = 1_000_000
+AT_ONCE = 10_000  # lists
 
 
 COUNTS = ("length", "tokens", "truncated")
@@ -28,14 +29,14 @@ class Ragged:
     Args:
         chunks: arrays of values; each holds those of consecutive lists.
         first_lists: number of the first list in each chunk, shape (chunks,).
-        starts: where each list begins in its chunk, shape (lists,).
-        sizes: of each list, shape (lists,).
+        starts: where each list begins in its chunk, shape (lists,); int32, as Arrow has it.
+        sizes: of each list, shape (lists,); int32.
     """
 
     chunks: Sequence[NDArray]
     first_lists: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    starts: NDArray[np.int32]
+    sizes: NDArray[np.int32]
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> "Ragged":
@@ -43,7 +44,7 @@ class Ragged:
         lists = [chunk.flatten() if pa.types.is_list(chunk.type.value_type) else chunk for chunk in column.chunks]
         offsets = [of_chunk.offsets.to_numpy() for of_chunk in lists]
         counts = [len(of_chunk) for of_chunk in lists]
-        nothing = np.empty(0, np.int64)
+        nothing = np.empty(0, np.int32)
         return cls(
             chunks=[of_chunk.values.to_numpy() for of_chunk in lists],
             first_lists=np.cumsum([0, *counts[:-1]], dtype=np.int64),
@@ -53,7 +54,7 @@ class Ragged:
 
     def __getitem__(self, numbers: NDArray[np.int64]) -> NDArray:
         """The values of some lists, one list behind the other."""
-        sizes = self.sizes[numbers]
+        sizes = self.sizes[numbers].astype(np.int64)
         if len(self.chunks) == 1 or not len(numbers):
             return self.chunks[0][ranges(self.starts[numbers], sizes)]
         chunk = np.searchsorted(self.first_lists, numbers, side="right") - 1
@@ -124,12 +125,15 @@ class Split:
         digest = hashlib.blake2b(digest_size=8)
         parts = [self.input_ids, *([self.labels] if isinstance(self.labels, Ragged) else [])]
         for ragged in parts:
-            digest.update(ragged.sizes.tobytes())
+            count = len(ragged.sizes)
+            for first in range(0, count, AT_ONCE):
+                digest.update(ragged.sizes[first : first + AT_ONCE].astype(np.int64))
             some = max(1, FINGERPRINT_TOKENS // max(1, int(ragged.sizes.max(initial=1))))
-            numbers = np.arange(len(ragged.sizes))
-            digest.update(ragged[np.unique(np.r_[numbers[:some], numbers[-some:]])].tobytes())
+            numbers = np.arange(count) if count <= 2 * some else np.r_[:some, count - some : count]
+            for first in range(0, len(numbers), AT_ONCE):
+                digest.update(ragged[numbers[first : first + AT_ONCE]].tobytes())
         if isinstance(self.labels, np.ndarray):
-            digest.update(self.labels.tobytes())
+            digest.update(np.ascontiguousarray(self.labels))
         return digest.hexdigest()
 
     def has_sequences_of(self, other: "Split") -> bool:

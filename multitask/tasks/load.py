@@ -1,7 +1,8 @@
 """Loading a task: rows, labels and metrics; tokenised rows are cached by `datasets`."""
 
+import gc
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from ..errors import UserError, hint
 from ..utils import stable_seed
 from .base import TASK_TYPES, Task, TaskType
 from .labels import distinct, is_hidden, leaf_type
+
+
+TOKENS_AT_ONCE = 1_000_000  # at most, that are tokenised and written to the cache
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,14 @@ def load_task(
     def tokenise(dataset: Dataset, split: str, rows: NDArray) -> Split:
         where = f"tasks.{name}: {split}"
         layout = layout_of(task_type, config, labels, dataset, all_labels, is_multi_hot)
+        # Large batches, within reason, as each lies apart in the cached file and is looked at when the file is opened.
+        at_once = max(1000, TOKENS_AT_ONCE // (max_length * task_type.num_sequences(layout)))
         made_of = (dataset._fingerprint, source, where, layout, tokenizer_hash, max_length)
         encoded = dataset.map(
             _encode,
             batched=True,
+            batch_size=at_once,
+            writer_batch_size=at_once,
             with_indices=True,
             remove_columns=dataset.column_names,
             features=features,  # given, lest a column that keeps its name keep its type
@@ -222,7 +230,13 @@ def _encode(
     rows: dict[str, list], numbers: list[int], *, encode: Callable[..., dict], rows_of_split: NDArray, **arguments: Any
 ) -> dict[str, list]:
     """`TaskType.encode` with the rows' numbers in their split, from which some were left out."""
-    return encode(rows, [int(rows_of_split[number]) for number in numbers], **arguments)
+    was_enabled = gc.isenabled()
+    gc.disable()  # it would look through the lists of a batch again and again: more than half of the time
+    try:
+        return encode(rows, [int(rows_of_split[number]) for number in numbers], **arguments)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def as_split(encoded: Dataset, sequences: int, task_type: TaskType, num_examples: int) -> Split:
@@ -232,9 +246,10 @@ def as_split(encoded: Dataset, sequences: int, task_type: TaskType, num_examples
     types, labels = columns.get("token_type_ids"), columns.get("label")
     read = [name for name in ("input_ids", "token_type_ids", "label", *COUNTS) if name in columns]
     label = task_type.columns["label"]
+    input_ids = Ragged.of(columns["input_ids"])
     return Split(
-        input_ids=Ragged.of(columns["input_ids"]),
-        token_type_ids=None if types is None else Ragged.of(types),
+        input_ids=input_ids,
+        token_type_ids=None if types is None else replace(input_ids, chunks=Ragged.of(types).chunks),
         labels=None if labels is None else _as_labels(labels, has_one_a_token=task_type.has_token_labels),
         notes=encoded.remove_columns(read),
         sequences=sequences,

@@ -74,7 +74,9 @@ class TextTask(TaskType):
                 label = self._known_label(row, layout, known, at)
                 labels.append(with_num_choices(label, len(options)) if layout.choices and absent else label)
 
-        encoded = tokenizer(firsts, seconds or None, truncation="longest_first", max_length=max_length)
+        encoded = tokenizer(
+            firsts, seconds or None, truncation="longest_first", max_length=max_length, return_attention_mask=False
+        )
         cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
         columns = sequence_columns(encoded, tokenizer, cut, layout.num_choices or 1)
         if layout.label is not None:
@@ -126,7 +128,8 @@ def sequence_columns(
     starts = range(0, len(ids), per_row)
     lengths = [len(sequence) for sequence in ids]
     names = [name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names]
-    return {name: [list(encoded[name][i : i + per_row]) for i in starts] for name in names} | {
+    sequences = {name: encoded[name] for name in names}
+    return {name: [of_all[i : i + per_row] for i in starts] for name, of_all in sequences.items()} | {
         "length": [max(lengths[i : i + per_row]) for i in starts],
         "tokens": [sum(lengths[i : i + per_row]) for i in starts],
         "truncated": [sum(cut[i : i + per_row]) for i in starts],
