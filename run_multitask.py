@@ -45,7 +45,7 @@ from multitask.model.lora import freeze_or_adapt
 from multitask.model.multitask import MultitaskModel, checkpoint_gradients
 from multitask.model.pretrained import build_model, find_encoder, load_tokenizer
 from multitask.model.segments import to_device
-from multitask.tasks.base import example_losses
+from multitask.tasks.base import example_losses, streams_of
 from multitask.tasks.load import TaskData, load_tasks
 from multitask.tracking.run_directory import check_run_folder, locked_run_folder
 from multitask.tracking.run_logger import RunLogger
@@ -144,8 +144,8 @@ def train_step(
     end_graph()
 
     cosines = similarity.finish(batch.examples) if is_measured else {}
-    for task in (task for task, examples in batch.examples.items() if not examples):
-        forget_gradients(plain_model.head_parameters(task))  # None: no weight decay and no momentum either
+    idle = [task for task, examples in batch.examples.items() if not examples]
+    forget_gradients(plain_model.parameters_only_of(idle))  # None: no weight decay and no momentum either
     norm = whole(accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf))
 
     # What all processes must know travels together: losses, tokens, and whether one has been sent a signal. It is the
@@ -180,7 +180,8 @@ def evaluate(
     state.results = found.results
     if state.step < steps.last and (newly := state.stopping.add(state.step, state.results)):
         mixture = mixture_without(state.stopping.stopped)
-        steps.use(mixture, mixture.last_step)  # this step is the last one, if no task is left
+        # This step is the last one, if no task is left.
+        steps.use(mixture, mixture.last_step, state.stopping.stopped)
         log.print(f"step {state.step}: stopped, as it does not improve any more: {', '.join(newly)}")
     log.evaluation(state.step, found)
     return True
@@ -218,12 +219,13 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
 
     # -- mixture: which rows make up step s, a function of s alone ----------------------------------------------------
 
-    splits = {task.name: task.train for task in tasks}
-    sizes = {name: len(split) for name, split in splits.items()}
+    splits, streams = {task.name: task.train for task in tasks}, streams_of(tasks)
+    sizes = {stream: len(splits[names[0]]) for stream, names in streams.items()}
     max_steps = training.max_steps or math.ceil(training.num_train_epochs * sum(sizes.values()) / training.batch_size)
     sampling = Sampling(sizes, training.batch_size, max_steps, **dataclasses.asdict(config.mixture))
-    lengths = {name: split.length for name, split in splits.items()}
-    mixture_without = partial(sampling.mixture, training.seed, lengths)  # {task: step after which it was stopped}
+    lengths = {stream: splits[names[0]].length for stream, names in streams.items()}
+    # {task: step after which it was stopped} -> mixture
+    mixture_without = partial(sampling.mixture, training.seed, lengths, streams=streams)
     whole_mixture = mixture_without({})
     shares = whole_mixture.shares(max_steps)
     patience = {name: task.patience for name, task in config.tasks.items() if task.patience}
@@ -274,14 +276,15 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
 
     # Not prepared by Accelerate, which would step it once per process: it is a function of the step.
     learning_rate = lr_schedule(training.lr_scheduler_type, training.learning_rate, training.warmup_ratio, max_steps)
-    log = RunLogger(folder, config, shares, state, accelerator)
+    log = RunLogger(folder, config, {task.name: shares[task.stream] for task in tasks}, state, accelerator)
     log.length()
     max_tokens = training.max_tokens_per_pass
     evaluator = Evaluator(plain_model, tasks, pad, accelerator, max_tokens, static, stop_signal, log.look)
     similarity = GradientSimilarity(plain_model, accelerator, training.agreement_steps, max_steps)
     mixture = mixture_without(state.stopping.stopped)
     share = {"num_devices": accelerator.num_processes, "device": accelerator.process_index}
-    dataset = StepDataset(mixture, splits, pad, max_tokens, **share, static_shapes=static)
+    dataset = StepDataset(mixture, splits, pad, max_tokens, **share, static_shapes=static, streams=streams)
+    dataset.leave_out(state.stopping.stopped)
     workers, device = training.dataloader_num_workers, accelerator.device.type
     steps = StepLoader(dataset, state.step, mixture.last_step, workers, device)
 

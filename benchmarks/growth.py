@@ -10,7 +10,7 @@ import yaml
 from multitask.data.columns import text_at
 from multitask.data.sources import load_splits
 
-from . import clocked, contenders, starting, upkeep, workload
+from . import clocked, contenders, rows, starting, upkeep, workload
 from .figures import middle, ratios, spread, table, verdict
 from .results import Results
 from .setting import Setting
@@ -26,7 +26,7 @@ ADAPTER_GOALS = {8: 1.05, 32: 1.15}
 
 def measure(setting: Setting) -> None:
     """Runs all measurements in sequence; each alternates between the variants that it compares."""
-    for question in (starting.measure, _tasks, _adapters, _memory, upkeep.measure):
+    for question in (starting.measure, rows.measure, _tasks, _adapters, _memory, upkeep.measure):
         question(setting)
 
 
@@ -113,7 +113,7 @@ def _number(item: tuple[str, Any]) -> int:
 
 def section(results: Results) -> str:
     """The page's section on growth."""
-    parts = (_about_tasks, starting.about_starting, starting.about_mixture, upkeep.about_upkeep)
+    parts = (_about_tasks, starting.about_starting, rows.about_rows, starting.about_mixture, upkeep.about_upkeep)
     written = [part(results) for part in parts]
     return "\n\n".join(["## How cost grows", *filter(None, written)]) if any(written) else ""
 

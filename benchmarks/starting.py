@@ -30,20 +30,22 @@ def measure(setting: Setting) -> None:
     _resume(setting)
 
 
-def _from_command(setting: Setting, options: list[str], steps: int) -> dict[str, float]:
-    """Seconds from the command until its libraries are imported, and from there to the first step."""
+def from_command(setting: Setting, options: list[str], steps: int) -> dict[str, float]:
+    """Seconds from the command until its libraries are imported, and from there to the first step; peak memory."""
     result = setting.folder / "clocked.json"
     command = [sys.executable, "-m", "benchmarks.clocked", str(result), str(steps), *options]
     isolated.command(setting.log, command, BENCH_STARTED=str(time.time()))
     (run,) = clocked.read(setting.folder, f"{result.name}.*")
-    return {"import": run["imported"] - run["started"], "start": run["first_step"] - run["imported"]}
+    return {"import": run["imported"] - run["started"], "start": run["first_step"] - run["imported"]} | {
+        "peak_bytes": run["peak_bytes"]
+    }
 
 
 def _startup(setting: Setting) -> None:
     folder = setting.scratch / "startup"
     for number in range(setting.rounds):
         options = setting.options(training__output_dir=folder.resolve())
-        setting.results.once(f"startup/{number}/run", lambda o=options: _from_command(setting, o, 1))
+        setting.results.once(f"startup/{number}/run", lambda o=options: from_command(setting, o, 1))
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -68,7 +70,7 @@ def _resume(setting: Setting) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         checkpoint = folder.with_name(f"resume_{step}") / f"step-{step:08d}"
         going_on = [*options, "--training.resume_from_checkpoint", str(checkpoint)]
-        setting.results.once(f"resume/{number}/{step}", lambda o=going_on: _from_command(setting, o, 1))
+        setting.results.once(f"resume/{number}/{step}", lambda o=going_on: from_command(setting, o, 1))
     for path in setting.scratch.glob("resume*"):
         shutil.rmtree(path)
 

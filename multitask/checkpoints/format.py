@@ -170,7 +170,9 @@ def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[
     labels = SavedState.read(folder).labels
     for name in config.tasks.keys() ^ labels.keys():
         raise UserError(f"--checkpoint: {folder} has the tasks {', '.join(labels)}; '{name}' is in one of both only")
-    tasks = [Task(name, TASK_TYPES[task.type], tuple(labels[name])) for name, task in config.tasks.items()]
+    tasks = [
+        Task(name, TASK_TYPES[task.type], tuple(labels[name]), rows=task.rows) for name, task in config.tasks.items()
+    ]
     lora = config.adapters
     is_frozen = config.model.freeze_encoder or lora is not None
     encoder = find_encoder(config.model.encoder, config.model_root) if is_frozen else str(folder / "encoder")

@@ -95,7 +95,8 @@ def read_command(arguments: list[str], description: str | None = None) -> Comman
         check_trackers(config.tracking.report_to)
     tasks = _names("--tasks", flags.tasks, config)
     if only := _names("--only", flags.only, config):
-        weights = config.mixture.weights and {name: config.mixture.weights[name] for name in only}
+        streams = [config.tasks[name].rows or name for name in only]
+        weights = config.mixture.weights and {name: config.mixture.weights[name] for name in streams}
         config = dataclasses.replace(
             config,
             tasks={name: task for name, task in config.tasks.items() if name in only},

@@ -32,11 +32,9 @@ def evaluate(command: Command, accelerator: Accelerator) -> None:
         raise UserError(f"--output: {command.output} is no file in a folder that exists (seen from {Path.cwd()})")
     model, heads, tokenizer = load_checkpoint(command.checkpoint, config)
     chosen = {name: config.tasks[name] for name in command.tasks}
-    tasks = load_tasks(chosen, tokenizer, config.model.max_length, config.data_root, config.num_proc, accelerator)
     labels = {head.name: head.labels for head in heads}
-    for task in tasks:
-        if task.labels != labels[task.name]:
-            raise UserError(f"tasks.{task.name}.label: the data has {task.labels}, the checkpoint {labels[task.name]}")
+    max_length = config.model.max_length
+    tasks = load_tasks(chosen, tokenizer, max_length, config.data_root, config.num_proc, accelerator, labels)
     static = uses_static_shapes(config.training.static_shapes, accelerator)
     model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True)
     max_tokens = config.training.max_tokens_per_pass

@@ -16,6 +16,7 @@ from ..data.static_shapes import num_graphs, static_lengths
 from ..mixture.mixture import Mixture
 from ..model.lora import SHARED
 from ..model.multitask import MultitaskModel
+from ..tasks.base import streams_of
 from ..tasks.load import TaskData
 from ..tasks.metrics import Results, average
 
@@ -103,8 +104,13 @@ def plan(
     static_shapes: bool = False,
 ) -> str:
     """Tables of the tasks and parameters to be trained, with notes on anything unusual."""
-    num_examples = {task.name: mixture.given(task.name, max_steps) for task in tasks}
+    num_examples = {task.name: mixture.given(task.stream, max_steps) for task in tasks}
     notes = [f"note: {note}" for note in slow_adapters(model, training)]
+    notes += [
+        f"note: {', '.join(names)} read the same rows ({stream}), each drawn and encoded once for all of them"
+        for stream, names in streams_of(tasks).items()
+        if len(names) > 1
+    ]
     notes += [f"note: {note}" for note in oddities(tasks, num_examples, training.max_tokens_per_pass, static_shapes)]
     tables = [tasks_table(tasks, mixture.shares(max_steps), mixture.batch_size, max_steps), parameters_table(model)]
     how = "padded to static shapes, task by task" if static_shapes else str(model.call)
@@ -130,13 +136,13 @@ def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, float], batch_si
     """One row per task: training rows, tokens, share of the examples, examples per step, passes over the rows."""
     lines = [("task", "type", "outputs", "rows", "validation", "tokens", "share", "examples/step", "passes")]
     for task in tasks:
-        share = shares[task.name]
+        share = shares[task.stream]
         lines.append(
             (
                 task.name,
                 task.type.name,
                 task.type.outputs(task.labels),
-                f"{len(task.train):,}",
+                f"{task.train.num_labelled:,}",
                 f"{task.validation.num_examples:,}" if task.validation else "none",
                 f"{task.train.tokens.sum():,}",
                 f"{share:.1%}",
@@ -149,12 +155,12 @@ def tasks_table(tasks: Sequence[TaskData], shares: Mapping[str, float], batch_si
 
 def parameters_table(model: MultitaskModel) -> str:
     """Trainable and frozen parameters of the encoder, of each adapter and of each head."""
-    adapters = {name: model.adapter_parameters(name) for name in (SHARED, *model.tasks)}
+    adapters = {name: model.adapter_parameters(name) for name in (SHARED, *model.streams.values())}
     adapted = {parameter for parameters in adapters.values() for parameter in parameters}
     parts = [("encoder", "", [p for p in model.encoder.parameters() if p not in adapted])]
     parts.append(("all tasks", "adapter", adapters[SHARED]))
-    for task in model.tasks:
-        parts.append((task, "adapter", adapters[task]))
+    for task, stream in model.streams.items():
+        parts.append((stream, "adapter", adapters.pop(stream, [])))
         parts.append((task, "head", [p for p in model.head_parameters(task) if p not in adapted]))
     lines = [("part", "", "trainable", "frozen", "bytes")]
     for name, kind, parameters in parts:

@@ -12,7 +12,8 @@ from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentError, ArgumentPars
 from ..errors import UserError, hint
 from ..utils import flatten
 from .schema import Config
-from .suggest import check_complete, check_file, check_tree, check_words, merge_mappings
+from .several_labels import expand_words
+from .suggest import check_complete, check_file, check_tree, check_words, merge_mappings, read_files
 from .validate import check_config
 
 
@@ -65,7 +66,9 @@ def parse_config(parser: ArgumentParser, arguments: list[str]) -> Config:
         UserError: for an invalid key, value or file.
         SystemExit: after `--help` and `--print_config`.
     """
-    files = check_words(arguments)
+    trees = read_files(arguments)
+    files, arguments = list(trees), expand_words(arguments, trees)
+    check_words(arguments, trees)
     parser.add_class_arguments(Config)
     sections = {f.name for f in dataclasses.fields(Config)}
     for action in parser._actions:  # `--training FILE` is refused, as a section has no file of its own

@@ -42,9 +42,11 @@ class TaskConfig:
         learning_rate: Peak learning rate of the task's head and its own adapter; null uses training.learning_rate.
         patience: Stop training the task after this many consecutive evaluations without a new best mean of its
             metrics; its share goes to the other tasks. Null never stops it.
-        max_train_examples: Truncate the training split to this many rows.
-        max_eval_examples: Truncate the validation split to this many rows.
+        max_train_examples: Train on this many rows, a sample that is always the same.
+        max_eval_examples: Evaluate on this many rows, a sample that is always the same.
         adapter: Folder of a PEFT LoRA adapter to initialise this task's own adapter from.
+        rows: Tasks with the same name here predict several things of the same rows: a row is drawn and encoded once
+            for all of them. `labels: {NAME: {type: …, label: …}}` under a task writes them together.
     """
 
     type: str
@@ -65,6 +67,14 @@ class TaskConfig:
     max_train_examples: int | None = None
     max_eval_examples: int | None = None
     adapter: str | None = None
+    rows: str | None = None
+
+
+# What tasks with the same rows have in common.
+ROW_KEYS = (
+    *("dataset", "inputs", "subset", "data_files", "train_split", "validation_split"),
+    *("choices", "choice_labels", "max_train_examples", "max_eval_examples"),
+)
 
 
 TrackerName = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]

@@ -6,7 +6,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import UserError, hint, note
 from .schema import METRIC_NAMES, TASK_RULES, Config, TaskConfig
+from .several_labels import expand
 
 FLAGS = ("--dry_run", "--debug", "--help", "-h", "--print_config")
 
@@ -50,17 +51,30 @@ def check_tree(tree: dict[str, Any], prefix: str = "") -> None:
     _check(tree, Config, prefix)
 
 
-def check_words(arguments: list[str]) -> list[str]:
-    """Checks the configuration files and options of a command line in order; returns the file names.
+def read_files(arguments: list[str]) -> dict[str, dict[str, Any]]:
+    """The content of the configuration files of a command line; see `several_labels.expand`.
+
+    Raises:
+        UserError: for a file that cannot be read.
+    """
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return {value: _read(value) for option, value in pairwise([*words, ""]) if option == "--config"}
+
+
+def check_words(arguments: list[str], files: Mapping[str, dict[str, Any]]) -> None:
+    """Checks the configuration files and options of a command line in order.
+
+    Args:
+        arguments: as `several_labels.expand_words` gives them.
+        files: content of the files.
 
     Raises:
         UserError: for the first invalid key or value, naming the file or the option.
     """
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
     options = [(word, value) for word, value in pairwise([*words, ""]) if word.startswith("-")]
-    files = {value: _read(value) for option, value in options if option == "--config"}
-    for name in files:
-        check_file(name)
+    for name, tree in files.items():
+        check_tree(tree, f"{name}: ")
     with_tasks = [name for name, tree in files.items() if tree.get("tasks")]
     for name in with_tasks[1:]:
         note(f"the tasks of {name} ({', '.join(files[name]['tasks'])}) replace those of {with_tasks[0]}")
@@ -82,7 +96,6 @@ def check_words(arguments: list[str]) -> list[str]:
             known = [f"--{name}" for name in SECTIONS] + ["--config", *FLAGS, *MODE_FLAGS]
             elsewhere = _option_elsewhere(section)
             raise UserError(f"{option}: unknown option{elsewhere or hint(f'--{section}', known, 'options')}")
-    return list(files)
 
 
 def merge_mappings(arguments: list[str], files: Sequence[str]) -> list[str]:
@@ -162,7 +175,7 @@ def _read(name: str) -> dict[str, Any]:
         raise UserError(f"{name}: cannot be read: {error.strerror}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{name}: not a mapping of the sections {', '.join(SECTIONS)}")
-    return tree
+    return expand(tree, f"{name}: ")
 
 
 class UniqueKeyLoader(yaml.SafeLoader):

@@ -9,7 +9,9 @@ from torch import nn
 
 from ..errors import UserError, hint
 from ..utils import flatten, split_url
-from .schema import FILE_FORMATS, TASK_RULES, Config, MixtureConfig, TaskConfig
+from .schema import FILE_FORMATS, ROW_KEYS, TASK_RULES, Config, MixtureConfig, TaskConfig
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of tasks
 
 
 def check_config(config: Config) -> None:
@@ -23,6 +25,7 @@ def check_config(config: Config) -> None:
         raise UserError("tasks: there are none; a mixture needs at least one task")
     for name, task in tasks.items():
         _check_task(f"tasks.{name}", name, task)
+    _check_rows(tasks)
 
     positive = [f"training.{key}" for key in ("batch_size", "max_tokens_per_pass", "learning_rate", "logging_steps")]
     positive += [
@@ -47,9 +50,11 @@ def check_config(config: Config) -> None:
         if value is not None and not 0 <= value < 1:
             raise UserError(f"{key}: {value} is not in the range 0 <= {key.split('.')[1]} < 1")
 
-    if training.batch_size < len(tasks):
+    streams = {task.rows or name for name, task in tasks.items()}  # that the mixture draws from
+    if training.batch_size < len(streams):
         raise UserError(
-            f"training.batch_size: {training.batch_size} examples a step cannot hold one of each of {len(tasks)} tasks"
+            f"training.batch_size: {training.batch_size} examples a step cannot hold one of each of {len(streams)} "
+            f"tasks"
         )
     _check_mixture(config.mixture, tasks)
     _check_evaluations(config)
@@ -73,18 +78,43 @@ def check_config(config: Config) -> None:
         raise UserError(f"training.output_dir: {training.output_dir} is a file; a run needs a folder of its own")
 
 
+def _check_rows(tasks: Mapping[str, TaskConfig]) -> None:
+    """Rejects tasks that are said to have the same rows and do not."""
+    first: dict[str, str] = {}
+    for name, task in tasks.items():
+        if task.rows is None:
+            continue
+        key = f"tasks.{name}.rows"
+        if task.rows in tasks:
+            raise UserError(f"{key}: {task.rows} is a task; the rows of several tasks need a name of their own")
+        if not re.fullmatch(NAME, task.rows):
+            raise UserError(f"{key}: '{task.rows}' is no name of letters, digits, '_' and '-'")
+        if task.adapter is not None:
+            raise UserError(f"tasks.{name}.adapter: tasks with the same rows share one adapter, which starts anew")
+        other = first.setdefault(task.rows, name)
+        for option in ROW_KEYS:
+            if getattr(task, option) != getattr(tasks[other], option):
+                there = getattr(tasks[other], option)
+                raise UserError(
+                    f"tasks.{name}.{option}: {getattr(task, option)}, but tasks.{other} has {there}; tasks with the "
+                    f"same rows ({task.rows}) read the same"
+                )
+
+
 def _check_mixture(mixture: MixtureConfig, tasks: Mapping[str, TaskConfig]) -> None:
     sampling = mixture.sampling
     if sampling == "weights":
-        weights = mixture.weights or {}
-        for name in sorted(weights.keys() - tasks.keys()):
-            raise UserError(f"mixture.weights: '{name}' is not a task{hint(name, tasks, 'tasks')}")
-        for name in sorted(tasks.keys() - weights.keys()):
+        weights, streams = mixture.weights or {}, {task.rows or name: task for name, task in tasks.items()}
+        for name in sorted(weights.keys() - streams.keys()):
+            of_rows = tasks[name].rows if name in tasks else None
+            said = f"; '{of_rows}' has the rows of '{name}'" if of_rows else hint(name, streams, "tasks")
+            raise UserError(f"mixture.weights: '{name}' is not a task{said}")
+        for name in sorted(streams.keys() - weights.keys()):
             raise UserError(f"mixture.weights: '{name}' has none; sampling: weights needs a number for each task")
         if any(not 0 <= weight < float("inf") for weight in weights.values()) or not any(weights.values()):
             raise UserError(f"mixture.weights: {weights} must be numbers from 0 up, at least one of them above 0")
         for name, key in ((name, key) for name in tasks for key in ("patience", "learning_rate")):
-            if not weights[name] and getattr(tasks[name], key) is not None:
+            if not weights[tasks[name].rows or name] and getattr(tasks[name], key) is not None:
                 raise UserError(f"tasks.{name}.{key}: has no effect, as mixture.weights gives {name} nothing to learn")
     elif mixture.weights:
         raise UserError(f"mixture.weights: has no effect with sampling: {sampling}; use sampling: weights")
@@ -116,7 +146,7 @@ def _check_evaluations(config: Config) -> None:
 
 
 def _check_task(key: str, name: str, task: TaskConfig) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise UserError(f"{key}: a task's name becomes a folder: text of letters, digits, '_' and '-'")
     if name in ("row", "fields"):
         raise UserError(

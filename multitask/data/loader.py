@@ -1,14 +1,15 @@
 """Loads the batches of a run step by step, in the training process or in worker processes."""
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from ..mixture.mixture import Mixture, Rows
-from .packing import Pass, Step, pack, share_out, split_into_passes
+from .packing import Pass, Step, num_labelled, pack, share_out, split_into_passes
 from .split import Split
 from .static_shapes import split_statically, static_pass
 
@@ -22,6 +23,7 @@ class StepDataset(Dataset[Step]):
     Args:
         mixture: chooses the rows of each step.
         splits: training rows of each task.
+        streams: the tasks that read each stream of rows; None for one each.
         pad_token_id: fills `input_ids`.
         max_tokens_per_pass: limit of tokens in a pass; of padded ones with static shapes.
         num_devices: R.
@@ -38,17 +40,31 @@ class StepDataset(Dataset[Step]):
         num_devices: int = 1,
         device: int = 0,
         static_shapes: bool = False,
+        streams: Mapping[str, Sequence[str]] | None = None,
     ):
-        self.mixture, self.splits, self.pad_token_id = mixture, splits, pad_token_id
+        self.mixture, self.tasks, self.pad_token_id = mixture, splits, pad_token_id
+        streams = streams or {task: [task] for task in splits}
+        self.readers = {stream: {task: splits[task] for task in names} for stream, names in streams.items()}
+        self.splits = {stream: splits[names[0]] for stream, names in streams.items()}
         self.max_tokens_per_pass, self.num_devices, self.device = max_tokens_per_pass, num_devices, device
         self.static_shapes = static_shapes
+
+    def leave_out(self, tasks: Collection[str]) -> None:
+        """Stopped tasks no longer count; rows that other tasks read too go on."""
+        self.readers = {
+            stream: {
+                task: replace(split, has_label=np.zeros(len(split), bool)) if task in tasks else split
+                for task, split in of.items()
+            }
+            for stream, of in self.readers.items()
+        }
 
     def __getitem__(self, step: int) -> Step:
         rows = self.mixture(step)
         shares = share_out(rows, self.splits, self.num_devices, step)
         return Step(
             passes=(self._static_passes if self.static_shapes else self._passes)(shares),
-            examples={task: len(r) for task, r in rows.items()},
+            examples={t: num_labelled(split, rows[s]) for s, of in self.readers.items() for t, split in of.items()},
             tokens=sum(int(self.splits[task].tokens[r].sum()) for task, r in rows.items()),
         )
 
@@ -57,19 +73,22 @@ class StepDataset(Dataset[Step]):
         num_passes = max(len(plan) for plan in plans)
         own = plans[self.device] + [{}] * (num_passes - len(plans[self.device]))
         nothing = np.empty(0, np.int64)
-        return [pack({task: part.get(task, nothing) for task in self.splits}, self.splits) for part in own]
+        parts = [{stream: part.get(stream, nothing) for stream in self.splits} for part in own]
+        return [pack(part, self.splits, self.readers) for part in parts]
 
     def _static_passes(self, shares: Sequence[Mapping[str, Rows]]) -> list[Pass]:
         """A task has as many passes as the device with most of them needs, and at least one, so that all devices call
         the same modules in the same order."""
         passes = []
-        for task, split in self.splits.items():
-            most = -(-self.mixture.most_rows(task) // self.num_devices)
-            plans = [split_statically(share[task], split, most, self.max_tokens_per_pass) for share in shares]
+        for stream, task, split in (
+            (stream, t, split) for stream, of in self.readers.items() for t, split in of.items()
+        ):
+            most = -(-self.mixture.most_rows(stream) // self.num_devices)
+            plans = [split_statically(share[stream], split, most, self.max_tokens_per_pass) for share in shares]
             for number in range(max(1, *(len(plan) for plan in plans))):
                 own = plans[self.device][number : number + 1]
                 rows = own[0] if own else np.empty(0, np.int64)
-                passes.append(static_pass(self.splits, task, rows, self.pad_token_id, most, self.max_tokens_per_pass))
+                passes.append(static_pass(self.tasks, task, rows, self.pad_token_id, most, self.max_tokens_per_pass))
         return passes
 
 
@@ -96,18 +115,20 @@ class StepLoader:
             "collate_fn": as_it_is,
         }
 
-    def use(self, mixture: Mixture, last: int) -> None:
-        """Changes the mixture and the last step, from the next step on."""
+    def use(self, mixture: Mixture, last: int, stopped: Collection[str] = ()) -> None:
+        """Changes the mixture, the last step and the tasks that no longer count, from the next step on."""
         self.dataset.mixture, self.last = mixture, last
+        if stopped:
+            self.dataset.leave_out(stopped)
 
     def is_due(self, step: int, every: int | None) -> bool:
         """Whether something that happens every `every` steps and after the last one is due after this step."""
         return step == self.last or bool(every and step % every == 0)
 
     def examples(self, step: int) -> dict[str, float]:
-        """Number of examples of each task up to this step, for the log."""
-        mixture = self.dataset.mixture
-        return {f"train/{task}/examples": mixture.given(task, step) for task in mixture.sizes}
+        """Number of rows of each task up to this step, for the log."""
+        readers, given = self.dataset.readers, self.dataset.mixture.given
+        return {f"train/{task}/examples": given(stream, step) for stream, of in readers.items() for task in of}
 
     def __iter__(self) -> Iterator[tuple[int, Step]]:
         done = self.first

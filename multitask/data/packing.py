@@ -14,6 +14,9 @@ from .split import NO_LABEL, Ragged, Split, ranges
 Inputs = dict[str, Tensor]  # keyword arguments of a model: padded tensors of shape (rows, [choices,] tokens)
 
 
+Readers = Mapping[str, Mapping[str, Split]]  # of each stream of rows: the tasks that read it, with their labels
+
+
 class Span(NamedTuple):
     """Where a task's sequences are among those of a packed pass.
 
@@ -74,7 +77,8 @@ class Pass(NamedTuple):
         inputs: what the model is called with; with static shapes the padded inputs of each task.
         labels: of each task: (rows,), or (rows, labels or tokens) with `NO_LABEL` behind the end of a sequence.
         num_rows: examples of each task.
-        is_row: with static shapes, of each task: (rows,), false for rows that only fill up the shape.
+        is_row: of tasks whose rows do not all count, (rows,): false for rows without a label of the task, and for
+            those that only fill up a static shape. None if all count.
     """
 
     inputs: Packed | dict[str, Inputs]
@@ -161,13 +165,15 @@ def split_into_passes(rows: Mapping[str, Rows], splits: Mapping[str, Split], max
     return passes
 
 
-def pack(rows: Mapping[str, Rows], splits: Mapping[str, Split]) -> Pass:
-    """Gathers the sequences of some rows, task by task.
+def pack(rows: Mapping[str, Rows], splits: Mapping[str, Split], readers: Readers | None = None) -> Pass:
+    """Gathers the sequences of some rows, stream by stream.
 
     Args:
-        rows: of each task; a task without rows keeps a span of none.
-        splits: of each task.
+        rows: of each stream; one without rows keeps a span of none.
+        splits: of each stream.
+        readers: the tasks that read each stream; None for one of its name.
     """
+    readers = readers or {stream: {stream: split} for stream, split in splits.items()}
     spans: dict[str, Span] = {}
     columns: dict[str, list[NDArray]] = {"input_ids": [], "token_type_ids": []}
     lengths, first = [np.empty(0, np.int64)], 0
@@ -175,7 +181,7 @@ def pack(rows: Mapping[str, Rows], splits: Mapping[str, Split]) -> Pass:
         split = splits[task]
         sequences = split.sequence_numbers(of_task)
         spans[task] = Span(first, len(of_task), split.sequences)
-        lengths.append(split.input_ids.sizes[sequences])
+        lengths.append(split.input_ids.sizes[sequences].astype(np.int64))
         columns["input_ids"].append(split.input_ids[sequences])
         if split.token_type_ids is not None:
             columns["token_type_ids"].append(split.token_type_ids[sequences])
@@ -190,8 +196,24 @@ def pack(rows: Mapping[str, Rows], splits: Mapping[str, Split]) -> Pass:
         lengths=sizes,
         spans=spans,
     )
-    labels = {task: labels_of(splits[task], of_task) for task, of_task in rows.items()}
-    return Pass(packed, labels, {task: len(of_task) for task, of_task in rows.items()})
+    packed = packed._replace(spans={task: spans[stream] for stream in rows for task in readers[stream]})
+    of_tasks = {task: (split, rows[stream]) for stream in rows for task, split in readers[stream].items()}
+    return Pass(
+        packed,
+        labels={task: labels_of(split, of_task) for task, (split, of_task) in of_tasks.items()},
+        num_rows={task: num_labelled(split, of_task) for task, (split, of_task) in of_tasks.items()},
+        is_row={
+            task: torch.from_numpy(split.has_label[of_task])
+            for task, (split, of_task) in of_tasks.items()
+            if split.has_label is not None
+        }
+        or None,
+    )
+
+
+def num_labelled(split: Split, rows: Rows) -> int:
+    """How many of some rows have a label."""
+    return len(rows) if split.has_label is None else int(split.has_label[rows].sum())
 
 
 def labels_of(split: Split, rows: Rows, width: int = 0) -> Tensor:
@@ -210,7 +232,7 @@ def labels_of(split: Split, rows: Rows, width: int = 0) -> Tensor:
     return torch.from_numpy(values).to(split.label_dtype)
 
 
-def pad(values: NDArray, sizes: NDArray[np.int64], fill: int, width: int = 0) -> tuple[NDArray, NDArray[np.bool_]]:
+def pad(values: NDArray, sizes: NDArray[np.integer], fill: int, width: int = 0) -> tuple[NDArray, NDArray[np.bool_]]:
     """Lists that lie one behind the other as the rows of a matrix.
 
     Args:

@@ -41,18 +41,29 @@ TEXTS = (Value("string"), Value("large_string"))
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 
-def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[str, Dataset]:
+def load_splits(
+    name: str,
+    config: TaskConfig,
+    data_root: str | None,
+    is_trained: bool = True,
+    readers: Mapping[str, TaskConfig] | None = None,
+) -> dict[str, Dataset]:
     """Loads the `train` and, if present, `validation` rows of a task, with the columns that it reads.
 
     Args:
         name: name of the task, for error messages.
         config: configuration of the task.
         data_root: local mirror of hub datasets, used if it has the dataset.
+        is_trained: false for validation rows alone; those to train on may then be missing.
+        readers: all tasks that read these rows, if they are several; what one of them reads is loaded for all.
 
     Raises:
         UserError: for a missing file, dataset, subset, split or column, naming those that exist.
     """
     key = f"tasks.{name}"
+    if not is_trained:
+        files_of = config.data_files and {s: f for s, f in config.data_files.items() if s == config.validation_split}
+        config = dataclasses.replace(config, data_files=files_of or config.data_files)
     is_local = config.dataset in FILE_FORMATS
     mirrored = None if is_local else find_in_mirror(config.dataset, data_root, "data_root")
     source = FILE_FORMATS.get(config.dataset) or mirrored or config.dataset
@@ -62,7 +73,11 @@ def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[st
         go_offline_if_unreachable()
     files = _local_files(key, config) if is_local else {}
     columns = _columns(key, config)
+    for reader, of_reader in (readers or {}).items():
+        columns = _columns(f"tasks.{reader}", of_reader) | columns
+    columns = dict(sorted(columns.items()))  # the same for all readers, and so is what is cached
     try:
+        found: Mapping[Any, Dataset]
         if source == "parquet":  # split by split, as one may have columns that another has not
             found = {s: _read_parquet(files[s], s, columns) for s in files}
         elif is_local:
@@ -87,11 +102,13 @@ def load_splits(name: str, config: TaskConfig, data_root: str | None) -> dict[st
 
     splits = {}
     for role, wanted in (("train", config.train_split), ("validation", config.validation_split)):
+        if role == "train" and not is_trained:
+            continue
         if wanted in found:
-            splits[role] = found[wanted]
+            splits[role] = found[str(wanted)]
         elif role == "train" or wanted not in (None, "validation"):
             raise UserError(f"{key}.{role}_split: {source} has no split '{wanted}'{hint(wanted, found, 'splits')}")
-    if not len(splits["train"]):
+    if is_trained and not len(splits["train"]):
         raise UserError(f"{key}: split '{config.train_split}' of {source} has no rows")
     if "validation" in splits and not len(splits["validation"]):
         del splits["validation"]

@@ -56,10 +56,10 @@ class Ragged:
         """The values of some lists, one list behind the other."""
         sizes = self.sizes[numbers].astype(np.int64)
         if len(self.chunks) == 1 or not len(numbers):
-            return self.chunks[0][ranges(self.starts[numbers], sizes)]
+            return self.chunks[0][ranges(self.starts[numbers].astype(np.int64), sizes)]
         chunk = np.searchsorted(self.first_lists, numbers, side="right") - 1
         order = np.argsort(chunk, kind="stable")
-        source = ranges(self.starts[numbers][order], sizes[order])
+        source = ranges(self.starts[numbers][order].astype(np.int64), sizes[order])
         target = ranges((np.cumsum(sizes) - sizes)[order], sizes[order])
         values = np.empty(len(source), self.chunks[0].dtype if self.chunks else np.int64)
         touched, firsts = np.unique(chunk[order], return_index=True)
@@ -90,6 +90,7 @@ class Split:
         tokens: tokens of each row, all its sequences together, shape (rows,).
         truncated: how many sequences lost a part of their text.
         num_examples: rows of the dataset; each window of a long context is a row here.
+        has_label: which rows have a label, shape (rows,); None if all have. Without one, `labels` hold another's.
     """
 
     input_ids: Ragged
@@ -102,15 +103,21 @@ class Split:
     tokens: NDArray[np.int32]
     truncated: int
     num_examples: int
+    has_label: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.length)
 
     @property
     def row_labels(self) -> NDArray:
-        """The labels of tasks that have one for each row, or one for each row and label."""
+        """The labels of tasks that have one for each row, or one for each row and label; of rows that have a label."""
         assert isinstance(self.labels, np.ndarray)
-        return self.labels
+        return self.labels if self.has_label is None else self.labels[self.has_label]
+
+    @property
+    def num_labelled(self) -> int:
+        """Rows that have a label."""
+        return len(self) if self.has_label is None else int(self.has_label.sum())
 
     def sequence_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The numbers of the rows' sequences, row by row."""
@@ -127,13 +134,15 @@ class Split:
         for ragged in parts:
             count = len(ragged.sizes)
             for first in range(0, count, AT_ONCE):
-                digest.update(ragged.sizes[first : first + AT_ONCE].astype(np.int64))
+                digest.update(ragged.sizes[first : first + AT_ONCE].astype(np.int64).tobytes())
             some = max(1, FINGERPRINT_TOKENS // max(1, int(ragged.sizes.max(initial=1))))
             numbers = np.arange(count) if count <= 2 * some else np.r_[:some, count - some : count]
             for first in range(0, len(numbers), AT_ONCE):
                 digest.update(ragged[numbers[first : first + AT_ONCE]].tobytes())
         if isinstance(self.labels, np.ndarray):
-            digest.update(np.ascontiguousarray(self.labels))
+            digest.update(self.labels.tobytes())
+        if self.has_label is not None:
+            digest.update(self.has_label.tobytes())
         return digest.hexdigest()
 
     def has_sequences_of(self, other: "Split") -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..mixture.mixture import Rows
-from .packing import Inputs, Pass, labels_of, pad
+from .packing import Inputs, Pass, labels_of, num_labelled, pad
 from .split import Split
 
 SHORTEST = 16  # below, a graph of its own saves nothing
@@ -116,9 +116,11 @@ def static_pass(
         for name, of_task in splits.items()
     }
     is_row = {name: torch.arange(len(labels)) < len(rows) for name, (_, labels) in batches.items()}
+    if split.has_label is not None:
+        is_row[task][: len(rows)] &= torch.from_numpy(split.has_label[rows])
     return Pass(
         {name: inputs for name, (inputs, _) in batches.items()},
         {name: labels for name, (_, labels) in batches.items()},
-        {name: len(rows) if name == task else 0 for name in splits},
+        {name: num_labelled(split, rows) if name == task else 0 for name in splits},
         is_row,
     )

@@ -132,9 +132,22 @@ class Sampling:
             plans.append(Plan(self._stretches(step, given, gone), self.batch_size, given))
         return plans
 
-    def mixture(self, seed: int, lengths: Mapping[str, NDArray], stopped: Mapping[str, int] | None = None) -> Mixture:
-        """The run's mixture; `seed` and `lengths` as in `Mixture`, `stopped` as in `plans`."""
-        plans, last_step = self.plans(stopped or {}), self.last_step(stopped or {})
+    def mixture(
+        self,
+        seed: int,
+        lengths: Mapping[str, NDArray],
+        stopped: Mapping[str, int] | None = None,
+        streams: Mapping[str, Collection[str]] | None = None,
+    ) -> Mixture:
+        """The run's mixture; `seed` and `lengths` as in `Mixture`, `stopped` as in `plans`.
+
+        `streams` are the tasks that read the rows which the mixture draws; rows end when all their tasks are stopped.
+        """
+        steps = {rows: [(stopped or {}).get(task) for task in tasks] for rows, tasks in (streams or {}).items()}
+        ended = {rows: max(filter(None, of_rows)) for rows, of_rows in steps.items() if None not in of_rows}
+        if streams is None:
+            ended = dict(stopped or {})
+        plans, last_step = self.plans(ended), self.last_step(ended)
         return Mixture(self.sizes, plans, self.batch_size, seed, lengths, last_step=last_step)
 
     def last_step(self, stopped: Mapping[str, int]) -> int:

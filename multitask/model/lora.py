@@ -88,7 +88,7 @@ def add_adapters(
     targets = _target_names(encoder, target_modules)
     model.adapters = {task: [] for task in model.tasks}
     for task, names in model.adapters.items():
-        names += [SHARED] * (scope != "per_task") + [task] * (scope != "shared")
+        names += [SHARED] * (scope != "per_task") + [model.streams[task]] * (scope != "shared")
     for name in dict.fromkeys(name for names in model.adapters.values() for name in names):
         torch.manual_seed(stable_seed(seed, "adapter", name))
         config = LoraConfig(r=rank, lora_dropout=dropout, target_modules=targets)

@@ -1,7 +1,7 @@
 """The model: one shared encoder and one head per task, made of classes of `transformers`."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -40,6 +40,7 @@ class MultitaskModel(nn.Module):
         self.register_module("encoder", None)  # before the tasks, so that its parameters come first
         self.tasks = nn.ModuleDict()
         self.log_variances = nn.ModuleDict()  # one number for each task, where losses are weighted by uncertainty
+        self.streams: dict[str, str] = {}  # the rows that each task reads
         self.adapters: dict[str, list[str]] = {}  # names of the LoRA adapters of each task
         self.lora_layers: list[Any] = []  # the encoder's layers that hold them
         self.routing = Routing()  # which adapters the tokens go through
@@ -49,8 +50,13 @@ class MultitaskModel(nn.Module):
         ] = {}  # of tasks whose heads read one token of a sequence: the first or the last
         self.computed_tokens = 0  # by the encoder so far, padding included
 
-    def add_task(self, name: str, model: PreTrainedModel) -> None:
+    def add_task(self, name: str, model: PreTrainedModel, rows: str | None = None) -> None:
         """Adds a task model. Its encoder is replaced by the shared one, which is that of the first task.
+
+        Args:
+            name: of the task.
+            model: an ordinary model of `transformers`.
+            rows: name of the rows, if several tasks read them; they share an adapter.
 
         Raises:
             UserError: if the family builds its head on another encoder than the tasks before.
@@ -70,6 +76,7 @@ class MultitaskModel(nn.Module):
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = nn.Identity()  # some families call it without asking whether there is one
         self.tasks[name] = model
+        self.streams[name] = rows or name
 
     def find_call(self, several_sequences: Mapping[str, bool]) -> None:
         """Finds out how the encoder is called, before the training, so that all steps compute in the same way.
@@ -125,7 +132,8 @@ class MultitaskModel(nn.Module):
             logits = {task: self._padded_logits(task, batch[task]) for task in filled}
         for task in names:
             if task not in filled:
-                logits[task] = _no_rows(self.head_parameters(task) if filled else self.parameters())
+                own = [*self.head_parameters(task), *self.adapter_parameters(self.streams[task])]
+                logits[task] = _no_rows(own if filled else self.parameters())
         return {task: logits[task] for task in names}
 
     def _padded_logits(self, task: str, inputs: Inputs) -> Tensor:
@@ -198,8 +206,9 @@ class MultitaskModel(nn.Module):
         return inputs
 
     def _route(self, batch: Packed, tasks: set[str]) -> Route:
-        """The adapters that each task's tokens go through."""
-        names = {task: self.adapters.get(task, []) for task in batch.spans if task in tasks}
+        """The adapters that each task's tokens go through; tasks with the same rows have the same."""
+        first_of = {span.first: task for task, span in reversed(batch.spans.items()) if task in tasks}
+        names = {task: self.adapters.get(task, []) for _, task in sorted(first_of.items())}
         if len({tuple(of_task) for of_task in names.values()}) == 1:
             return [(next(iter(names.values())), 0)]
         route = [(of_task, int(batch.lengths[batch.spans[task].sequences].sum())) for task, of_task in names.items()]
@@ -212,6 +221,13 @@ class MultitaskModel(nn.Module):
         """The parameters of one adapter; none, if there is no such adapter."""
         parts = [part for layer in self.lora_layers for part in (layer.lora_A, layer.lora_B) if name in part]
         return [parameter for part in parts for parameter in part[name].parameters()]
+
+    def parameters_only_of(self, tasks: Collection[str]) -> list[nn.Parameter]:
+        """The parameters that no other task uses: heads, and adapters that all tasks that use them are among."""
+        used = {name for task, names in self.adapters.items() if task not in tasks for name in names}
+        own = {name for task in tasks for name in self.adapters.get(task, ())} - used
+        heads = [parameter for task in tasks for parameter in self.head_parameters(task)]
+        return heads + [parameter for name in sorted(own) for parameter in self.adapter_parameters(name)]
 
     def head_parameters(self, task: str) -> list[nn.Parameter]:
         """The parameters that only `task` uses, those of its own adapter among them."""

@@ -149,7 +149,7 @@ def build_model(
             heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
             if heads and heads[-1].bias is not None:
                 nn.init.constant_(heads[-1].bias, task.mean)
-        multitask_model.add_task(task.name, model)
+        multitask_model.add_task(task.name, model, task.rows)
     tasks_by_type = {task.type.name: task for task in tasks}
     try:
         multitask_model.find_call({task.name: task.type.several_sequences for task in tasks_by_type.values()})

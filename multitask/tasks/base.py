@@ -167,6 +167,16 @@ class TaskType(ABC):
         """Whether a row's label is a list with 0 or 1 for each label."""
         return False
 
+    def stand_in(self, label: Any, row: dict[str, Any], config: TaskConfig) -> Any:
+        """A label for a row that has none, because it is read for other tasks too; it counts nowhere.
+
+        Args:
+            label: of another row.
+            row: that has no label.
+            config: of the task.
+        """
+        return label
+
     def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
         """Which rows have a label; the others are left out and counted."""
         return labelled_rows(dataset, config.label, tuple(labels))
@@ -293,9 +303,24 @@ class Task:
         type: its head, loss and metrics.
         labels: names of the classes or labels; of the choices' positions; "start" and "end"; empty for regression.
         mean: mean training label, the initial bias of a regression head.
+        rows: what its rows are called, if several tasks read them.
     """
 
     name: str
     type: TaskType
     labels: tuple[str, ...]
     mean: float = 0.0
+    rows: str | None = None
+
+    @property
+    def stream(self) -> str:
+        """The stream of rows that the mixture draws from: its own, or that of several tasks."""
+        return self.rows or self.name
+
+
+def streams_of(tasks: Sequence[Task]) -> dict[str, list[str]]:
+    """The tasks that read each stream of rows."""
+    streams: dict[str, list[str]] = {}
+    for task in tasks:
+        streams.setdefault(task.stream, []).append(task.name)
+    return streams

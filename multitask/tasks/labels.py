@@ -88,13 +88,13 @@ def _values(dataset: Dataset, path: str) -> list[Any]:
     return [value_at({top: value}, path) for value in dataset[top]]
 
 
-def is_hidden(path: str, validation: Dataset, train: Dataset) -> bool:
+def is_hidden(path: str, validation: Dataset, train: Dataset | None) -> bool:
     """Whether all labels are -1 where train has none of it, as in the hub's test splits of numbers."""
     column = arrow_column(validation, path)
     if column is None or pa.types.is_nested(column.type):
         return False
     found = {label_text(value) for value in pc.unique(column).to_pylist()}
-    return found == {"-1"} and "-1" not in map(label_text, distinct(train, path))
+    return found == {"-1"} and (train is None or "-1" not in map(label_text, distinct(train, path)))
 
 
 def labelled_rows(dataset: Dataset, path: str, labels: tuple[str, ...] | None) -> NDArray[np.bool_]:

@@ -1,9 +1,9 @@
 """Loading a task: rows, labels and metrics; tokenised rows are cached by `datasets`."""
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ..config.schema import TaskConfig
-from ..data.columns import Layout
+from ..data.columns import Layout, value_at
 from ..data.sources import load_splits
 from ..data.split import COUNTS, Ragged, Split
 from ..errors import UserError, hint
 from ..utils import stable_seed
 from .base import TASK_TYPES, Task, TaskType
 from .labels import distinct, is_hidden, leaf_type
-
 
 TOKENS_AT_ONCE = 1_000_000  # at most, that are tokenised and written to the cache
 
@@ -35,7 +34,7 @@ class TaskData(Task):
         metrics: metrics to report.
         weight: factor on the example losses.
         notes: on what is unusual about the rows.
-        train: rows to train on.
+        train: rows to train on; those of `validation`, where a trained model is only evaluated.
         validation: rows to evaluate on, if any.
         validation_rows: the same as they stand in the dataset.
         layout: the columns that are read.
@@ -66,22 +65,38 @@ def load_task(
     data_root: str | None = None,
     num_proc: int | None = None,
     tokenizer_hash: str | None = None,
+    known_labels: tuple[str, ...] | None = None,
+    readers: Mapping[str, TaskConfig] | None = None,
 ) -> TaskData:
     """Loads, checks and tokenises a task; tokenised rows are read from the cache of `datasets` if possible.
 
-    `tokenizer_hash` is the hash of the tokenizer; None computes it, which takes a quarter of a second.
+    Args:
+        name: of the task.
+        config: of the task.
+        tokenizer: the encoder's.
+        max_length: tokens of a sequence, at most.
+        data_root: local mirror of hub datasets.
+        num_proc: tokenisation processes.
+        tokenizer_hash: hash of the tokenizer; None computes it, which takes a quarter of a second.
+        known_labels: those of a trained model, of which only validation rows are loaded, also in place of `train`.
+        readers: the tasks that train on the same rows, if they are several. All get the rows that one of them has a
+            label for.
 
     Raises:
         UserError: for missing or invalid data, naming the split, the column or the row.
     """
     task_type = TASK_TYPES[config.type]
-    splits = load_splits(name, config, data_root)
-    train, validation = splits["train"], splits.get("validation")
+    splits = load_splits(name, config, data_root, is_trained=known_labels is None, readers=readers)
+    train, validation = splits.get("train"), splits.get("validation")
+    if train is None and validation is None:
+        raise UserError(f"tasks.{name}.validation_split: there are no rows to evaluate on")
+    first = train or validation
+    assert first is not None
     if validation is not None and is_hidden(config.label, validation, train):
         validation = None
-    labels = task_type.label_names(name, config, train)
+    labels = task_type.label_names(name, config, first) if known_labels is None else known_labels
     metrics = metrics_of(name, config, labels)
-    is_multi_hot = task_type.is_multi_hot(config, train)
+    is_multi_hot = task_type.is_multi_hot(config, first)
     features = Features({"input_ids": List(List(Value("int32")))})
     if "token_type_ids" in tokenizer.model_input_names:
         features["token_type_ids"] = List(List(Value("int8")))
@@ -95,16 +110,28 @@ def load_task(
     def all_labels() -> list[Any]:
         return [label for split in splits.values() for label in distinct(split, config.label)]
 
-    def labelled(dataset: Dataset, split: str, most: int | None) -> tuple[Dataset, NDArray]:
-        """The rows with a label, up to a number of them, and their numbers in the split."""
+    def labelled(
+        dataset: Dataset, split: str, most: int | None, readers: Mapping[str, TaskConfig]
+    ) -> tuple[Dataset, NDArray, NDArray]:
+        """The rows with a label of a reader, or a sample of them, their numbers, and which have one of this task."""
         has_label = task_type.labelled(dataset, config, labels)
-        rows = np.flatnonzero(has_label)[:most]
-        if len(rows) > 0 and not has_label.all():
-            notes.append(f"{(~has_label).sum():,} of {len(dataset):,} rows of {split} have no label and are left out")
+        has_any = has_label.copy()
+        for reader, of_reader in readers.items():
+            if reader != name:
+                type_ = TASK_TYPES[of_reader.type]
+                has_any |= type_.labelled(dataset, of_reader, type_.label_names(reader, of_reader, dataset))
+        rows = np.flatnonzero(has_any)
+        if len(rows) > 0 and not has_any.all():
+            notes.append(f"{(~has_any).sum():,} of {len(dataset):,} rows of {split} have no label and are left out")
+        if len(missing := rows[~has_label[rows]]):
+            notes.append(f"{len(missing):,} of {len(rows):,} rows of {split} have no label and count for others alone")
+        if most is not None and most < len(rows):  # the first rows of sorted data are of one class
+            notes.append(f"{most:,} of {len(rows):,} rows of {split} are taken, a sample that is always the same")
+            rows = np.sort(np.random.default_rng(stable_seed("sample", split)).permutation(rows)[:most])
         is_first = len(rows) == 0 or rows[-1] == len(rows) - 1
-        return dataset.select(range(len(rows)) if is_first else rows), rows
+        return dataset.select(range(len(rows)) if is_first else rows), rows, has_label[rows]
 
-    def tokenise(dataset: Dataset, split: str, rows: NDArray) -> Split:
+    def tokenise(dataset: Dataset, split: str, rows: NDArray, has_label: NDArray) -> Split:
         where = f"tasks.{name}: {split}"
         layout = layout_of(task_type, config, labels, dataset, all_labels, is_multi_hot)
         # Large batches, within reason, as each lies apart in the cached file and is looked at when the file is opened.
@@ -121,6 +148,7 @@ def load_task(
             fn_kwargs={
                 "encode": task_type.encode,
                 "rows_of_split": rows,
+                "stand_in": None if has_label.all() else _StandIn(task_type, config, has_label, dataset),
                 **{"where": where, "layout": layout, "tokenizer": tokenizer, "max_length": max_length},
             },
             # By itself, `datasets` knows the code by its name alone, and pickles the tokenizer for every split.
@@ -128,28 +156,35 @@ def load_task(
             num_proc=num_proc,
             desc=f"Tokenising {name} {split}",
         )
-        return as_split(encoded, task_type.num_sequences(layout), task_type, len(dataset))
+        made = as_split(encoded, task_type.num_sequences(layout), task_type, len(dataset))
+        return made if has_label.all() else replace(made, has_label=has_label)
 
-    train, rows = labelled(train, config.train_split, config.max_train_examples)
-    if not len(train):
-        raise UserError(f"tasks.{name}.label: no row of {config.train_split} has a label in '{config.label}'")
-    train_split = tokenise(train, config.train_split, rows)
-    validation_split = None
+    train_split = validation_split = None
+    if train is not None:
+        train, rows, has_label = labelled(train, config.train_split, config.max_train_examples, readers or {})
+        if not has_label.any():
+            raise UserError(f"tasks.{name}.label: no row of {config.train_split} has a label in '{config.label}'")
+        train_split = tokenise(train, config.train_split, rows, has_label)
     if validation is not None:
-        validation, rows = labelled(validation, str(config.validation_split), config.max_eval_examples)
-        validation_split = tokenise(validation, str(config.validation_split), rows) if len(validation) else None
+        of_split = str(config.validation_split), config.max_eval_examples
+        validation, rows, has_label = labelled(validation, *of_split, {})
+        validation_split = tokenise(validation, of_split[0], rows, has_label) if len(validation) else None
+    first_split = train_split or validation_split
+    if first_split is None:
+        raise UserError(f"tasks.{name}.label: no row of {config.validation_split} has a label in '{config.label}'")
     return TaskData(
         name=name,
         type=task_type,
         labels=labels,
-        mean=float(np.mean(train_split.row_labels)) if task_type.problem_type == "regression" else 0.0,
+        mean=float(np.mean(first_split.row_labels)) if task_type.problem_type == "regression" else 0.0,
+        rows=config.rows,
         metrics=metrics,
         weight=config.weight,
-        train=train_split,
+        train=first_split,
         notes=tuple(notes),
         validation=validation_split,
         validation_rows=validation if validation_split else None,
-        layout=layout_of(task_type, config, labels, train, all_labels, is_multi_hot),
+        layout=layout_of(task_type, config, labels, first, all_labels, is_multi_hot),
     )
 
 
@@ -160,24 +195,100 @@ def load_tasks(
     data_root: str | None,
     num_proc: int | None,
     accelerator: Accelerator,
+    known_labels: Mapping[str, tuple[str, ...]] | None = None,
 ) -> list[TaskData]:
     """Loads all tasks; the first process of a machine tokenises, the others read its cache.
+
+    `known_labels` are those of a trained model, by task: see `load_task`.
 
     Raises:
         UserError: see `load_task`; on every process that finds the mistake.
     """
+    check_readers(configs)
     mistake, tokenizer_hash = None, Hasher.hash(tokenizer)
     with accelerator.local_main_process_first():
         try:
             tasks = [
-                load_task(name, config, tokenizer, max_length, data_root, num_proc, tokenizer_hash)
+                load_task(
+                    name,
+                    config,
+                    tokenizer,
+                    max_length,
+                    data_root,
+                    num_proc,
+                    tokenizer_hash,
+                    (known_labels or {}).get(name),
+                    {n: c for n, c in configs.items() if config.rows and c.rows == config.rows},
+                )
                 for name, config in configs.items()
             ]
+            check_windows(tasks)
         except UserError as error:
             mistake = error
     if mistake:  # raised where no process waits for another
         raise mistake
     return tasks
+
+
+def check_readers(configs: Mapping[str, TaskConfig]) -> None:
+    """Refuses tasks with the same rows that would read them as different sequences.
+
+    Raises:
+        UserError: naming two of them.
+    """
+    firsts: dict[str, str] = {}
+    for name, config in configs.items():
+        first = firsts.setdefault(config.rows or name, name)
+        own, other = TASK_TYPES[config.type], TASK_TYPES[configs[first].type]
+        if type(own).encode is not type(other).encode or own.reads_choices != other.reads_choices:
+            raise UserError(
+                f"tasks.{name}.type: {own.name} reads a row otherwise than {other.name} ({first}) does; give one of "
+                f"them rows of its own"
+            )
+
+
+def check_windows(tasks: Sequence[TaskData]) -> None:
+    """Refuses tasks with the same rows where these are cut into windows, as an answer is in one window only.
+
+    Raises:
+        UserError: naming the task.
+    """
+    for task in tasks:
+        if task.rows and len(task.train) > task.train.num_examples:
+            raise UserError(
+                f"tasks.{task.name}.type: a row of {task.type.name} is cut into windows of which other tasks' labels "
+                f"know nothing; give it rows of its own"
+            )
+
+
+class _StandIn(NamedTuple):
+    """Fills in labels of rows that have none, so that they can be encoded; these labels count nowhere.
+
+    Args:
+        task_type: of the task.
+        config: of the task.
+        has_label: which rows have one, shape (rows,).
+        rows: all of them.
+    """
+
+    task_type: TaskType
+    config: TaskConfig
+    has_label: NDArray[np.bool_]
+    rows: Dataset
+
+    def fill(self, rows: dict[str, list], numbers: Sequence[int]) -> None:
+        """Changes a batch of rows in place, which are numbered so."""
+        path = self.config.label
+        label = value_at(self.rows[int(np.flatnonzero(self.has_label)[0])], path)
+        top, *inner = [path] if path in rows else path.split(".")
+        for place, number in enumerate(numbers):
+            if not self.has_label[number]:
+                row = {name: column[place] for name, column in rows.items()}
+                value = self.task_type.stand_in(label, row, self.config)
+                for name in reversed(inner):
+                    value = {name: value}
+                there = row[top] if inner and isinstance(row[top], dict) else {}
+                rows[top][place] = {**there, **value} if inner else value
 
 
 def metrics_of(name: str, config: TaskConfig, labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -227,9 +338,17 @@ def layout_of(
 
 
 def _encode(
-    rows: dict[str, list], numbers: list[int], *, encode: Callable[..., dict], rows_of_split: NDArray, **arguments: Any
+    rows: dict[str, list],
+    numbers: list[int],
+    *,
+    encode: Callable[..., dict],
+    rows_of_split: NDArray,
+    stand_in: _StandIn | None = None,
+    **arguments: Any,
 ) -> dict[str, list]:
     """`TaskType.encode` with the rows' numbers in their split, from which some were left out."""
+    if stand_in is not None:
+        stand_in.fill(rows, numbers)
     was_enabled = gc.isenabled()
     gc.disable()  # it would look through the lists of a batch again and again: more than half of the time
     try:

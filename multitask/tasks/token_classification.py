@@ -94,6 +94,9 @@ class TokenClassification(TaskType):
                     of_tokens[place] = label
         return columns | {"label": labels, "word_labels": word_labels}
 
+    def stand_in(self, label: Any, row: dict[str, Any], config: TaskConfig) -> Any:
+        return [label[0]] * len(value_at(row, config.inputs[0]))
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         of_tokens = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=NO_LABEL, reduction="none")
         return of_tokens.sum(dim=1) / (labels != NO_LABEL).sum(dim=1).clamp(min=1)

@@ -56,7 +56,8 @@ class RunLogger:
         self.tracking = config.tracking
         self.origin = shareable(describe_origin(state.command))
         self.best_scores = best_scores(folder)
-        self.shares = {task: float(share) for task, share in shares.items()}
+        total = sum(map(float, shares.values()))  # more than 1 where tasks have the same rows
+        self.shares = {task: float(share) / total for task, share in shares.items()}
         self.accelerator = accelerator
         self.seen: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, RowPredictions] = {}

@@ -610,7 +610,20 @@ def test_an_output_that_cannot_be_is_told_before_the_work(folder, tmp_path, mode
 def test_data_with_other_labels_is_refused(folder, tmp_path):
     other = str(write_jsonl(tmp_path / "rows.jsonl", [{"a": "cat", "label": "x"}, {"a": "dog", "label": "y"}]))
     files = json.dumps({"train": other, "validation": other})
-    with pytest.raises(
-        UserError, match=r"tasks.animal.label: the data has \('x', 'y'\), the checkpoint \('animal', 'none'\)"
-    ):
+    with pytest.raises(UserError, match=r"validation row 0: label 'x' in column 'label' is not one of animal, none"):
         run_mode("evaluate", "--checkpoint", str(folder), "--tasks.animal.data_files", files)
+
+
+def test_evaluation_needs_only_the_rows_that_it_measures(folder, tmp_path, capsys):
+    """Also where its file has not all the labels of the run."""
+    rows = str(
+        write_jsonl(tmp_path / "rows.jsonl", [{"a": "cat", "label": "animal"}, {"a": "dog", "label": "animal"}])
+    )
+    files = json.dumps({"train": str(tmp_path / "gone.jsonl"), "validation": rows})
+    out = tmp_path / "numbers.json"
+    chosen = ["--checkpoint", str(folder), "--tasks", "animal", "--tasks.animal.data_files", files]
+    run_mode("evaluate", *chosen, "--output", str(out))
+    assert 0 <= json.loads(out.read_text())["tasks"]["animal"]["accuracy"] <= 1
+    with pytest.raises(UserError, match=r"data_files.validation: there is no file .*gone.jsonl"):
+        files = json.dumps({"train": rows, "validation": str(tmp_path / "gone.jsonl")})
+        run_mode("evaluate", *chosen[:-1], files)

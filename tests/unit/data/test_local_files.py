@@ -8,8 +8,10 @@ from pathlib import Path
 import datasets
 import pytest
 
+from multitask.config.schema import TaskConfig
 from multitask.data.local_files import NULL, Conflict, Kind, read_files, widened
 from multitask.data.rows_in_files import read_rows
+from multitask.data.sources import load_splits
 from multitask.errors import UserError
 
 
@@ -145,3 +147,46 @@ def test_the_rows_of_a_copy_are_those_of_the_original(read, tmp_path):
     first = read("a\nx\n", "csv", "a")
     shutil.copy(tmp_path / "rows.csv", tmp_path / "copy.csv")
     assert read_files([str(tmp_path / "copy.csv")], "csv", {"a": "k"}, "key", "train").to_dict() == first
+
+
+CLASSES = """---
+dataset_info:
+  features:
+  - name: text
+    dtype: string
+  - name: label
+    dtype:
+      class_label:
+        names:
+          "0": neg
+          "1": pos
+---
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "text", "label"),
+    [
+        ({"train.csv": "text,label,more\n0007,1.10,1\n2020-01-01,NA,x\n"}, ["0007", "2020-01-01"], ["1.10", "NA"]),
+        ({"train.tsv": "text\tlabel\n0007\t1.10\n"}, ["0007"], ["1.10"]),
+        ({"data/train-0.jsonl": '{"text": "2020-01-01T00:00:00", "label": 3}\n'}, ["2020-01-01T00:00:00"], [3]),
+        ({"train.json": '[{"text": "0007", "label": "01"}]'}, ["0007"], ["01"]),
+        ({"train.csv": "text,label\n0007,pos\n1e5,\n", "README.md": CLASSES}, ["0007", "1e5"], [1, None]),
+        ({"train.csv": "text,label\n0007,1\n1e5,0\n", "README.md": CLASSES}, ["0007", "1e5"], [1, 0]),
+    ],
+)
+def test_text_in_a_folder_of_files_is_that_text(tmp_path, files, text, label):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    config = TaskConfig(type="classification", dataset=str(tmp_path), inputs=["text"], validation_split=None)
+    assert load_splits("t", config, None)["train"].to_dict() == {"text": text, "label": label}
+
+
+def test_settings_in_the_readme_of_a_folder_hold(tmp_path):
+    (tmp_path / "train.csv").write_text("text;label\nx;y\n")
+    (tmp_path / "README.md").write_text(
+        '---\nconfigs:\n- config_name: default\n  sep: ";"\n  data_files: train.csv\n---\n'
+    )
+    config = TaskConfig(type="classification", dataset=str(tmp_path), inputs=["text"], validation_split=None)
+    assert load_splits("t", config, None)["train"].to_dict() == {"text": ["x"], "label": ["y"]}

@@ -258,12 +258,14 @@ def test_local_files(encoders, tmp_path, kind):
     assert [task.labels[i] for i in task.train.row_labels] == [row["label"] for row in rows]
 
 
-def test_only_the_first_examples(load):
-    rows = make_rows("regression", 30)
+def test_a_sample_of_the_examples_is_always_the_same_and_said(load):
+    rows = [{"a": f"cat {number}", "label": number / 10} for number in range(30)]  # sorted
     options = {"type": "regression", "inputs": ["a"], "max_train_examples": 7, "max_eval_examples": 100}
-    task = load(rows, rows, **options)
+    task, again = (load(rows, rows, **options) for _ in range(2))
     assert (len(task.train), len(task.validation)) == (7, 30)
-    assert task.train.row_labels.tolist() == pytest.approx([row["label"] for row in rows[:7]])
+    found = task.train.row_labels.tolist()
+    assert found == sorted(found) == again.train.row_labels.tolist() and found[-1] > 1.5  # not the first rows
+    assert task.notes == ("7 of 30 rows of train are taken, a sample that is always the same",)
 
 
 def test_long_sequences_are_cut_longest_first_and_counted(load):
