@@ -41,7 +41,12 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     parser = config_parser()
     parser.add_class_arguments(Config)
     tree = check_file(str(path))
-    for key, value in (overrides or {}).items():
+    named = [
+        (word[2:], value)
+        for key, value in (overrides or {}).items()
+        for word in expand_words([f"--{key}", ""], {str(path): tree})[::2]
+    ]
+    for key, value in named:
         *sections, name = key.split(".")
         branch = tree
         for section in sections:

@@ -62,7 +62,7 @@ class MultitaskModel(nn.Module):
             UserError: if the family builds its head on another encoder than the tasks before.
         """
         own: Any = model.base_model
-        if self.encoder is not None and type(own) is not type(self.encoder):
+        if self.encoder is not None and type(own) not in (type(self.encoder), EncoderStub):
             raise UserError(
                 f"model.encoder: {own.config.model_type} has one encoder for task {name} ({type(own).__name__}) and "
                 f"another for those before it ({type(self.encoder).__name__}); they cannot share one"
@@ -72,7 +72,8 @@ class MultitaskModel(nn.Module):
             stacks = [module for module in own.modules() if isinstance(module, nn.ModuleList)]
             # Where Accelerate looks for the layers that FSDP shards; `transformers` names those of some families only.
             self._no_split_modules = sorted({type(layer).__name__ for stack in stacks for layer in stack})
-        setattr(model, model.base_model_prefix, EncoderStub(self.encoder, own))
+        if not isinstance(own, EncoderStub):
+            setattr(model, model.base_model_prefix, EncoderStub(self.encoder, own))
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = nn.Identity()  # some families call it without asking whether there is one
         self.tasks[name] = model

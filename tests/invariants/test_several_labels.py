@@ -11,6 +11,7 @@ from helpers.tasks import read_jsonl, write_jsonl
 from torch.nn import functional as F
 
 from multitask.cli.arguments import read_command
+from multitask.config.load import load_config
 from multitask.data.loader import StepDataset
 from multitask.data.static_shapes import collate
 from multitask.errors import UserError
@@ -215,6 +216,8 @@ def test_options_of_the_rows_and_of_a_label(mixture_config, write_config):
     assert config.tasks["topic"].weight == 2 and config.tasks["tags"].patience == 3
     assert [config.tasks[head].max_train_examples for head in HEADS] == [9, 9, 9]
     assert [config.tasks[head].rows for head in HEADS] == ["tickets"] * 3
+    config = load_config(path[1], {"tasks.tickets.labels.topic.weight": 2.0, "tasks.tickets.max_eval_examples": 5})
+    assert config.tasks["topic"].weight == 2 and config.tasks["tags"].max_eval_examples == 5
     assert list(read_command([*path, "--only", "topic,similar"]).config.tasks) == ["similar", "topic"]
 
 

@@ -16,7 +16,7 @@ from multitask.model.encoder import stub_of
 from multitask.model.export import export_tasks
 from multitask.model.multitask import logits_of
 from multitask.model.pretrained import build_model, load_tokenizer
-from multitask.tasks.base import TASK_TYPES, example_losses
+from multitask.tasks.base import TASK_TYPES, Task, example_losses
 
 FAMILIES = sorted(ENCODER_CONFIGS)
 
@@ -153,6 +153,21 @@ def test_a_regression_head_starts_at_the_mean_of_its_labels(make, family):
         bias += 1
         after = model({"similar": batch_of(tasks, tokenizer)["similar"]["inputs"]})["similar"]
     torch.testing.assert_close(after - before, torch.ones(6, 1))  # it is the bias that is added last
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize("kind", ["classification", "regression", "token_classification", "question_answering"])
+def test_a_head_like_another_is_what_it_is_by_itself(encoders, family, kind):
+    """Only the first of a kind is loaded; the others are copies whose random weights are drawn anew."""
+    labels = {"regression": (), "question_answering": ("start", "end")}.get(kind, ("O", "B-x"))
+    tasks = [Task(name, TASK_TYPES[kind], labels) for name in ("first", "second")]
+    folder = str(encoders(family))
+    together, alone = build_model(folder, tasks, 0.0, 3), build_model(folder, tasks[1:], 0.0, 3)
+    second, same = together.tasks["second"], alone.tasks["second"]
+    assert second.config.to_dict() == same.config.to_dict()
+    assert second.state_dict().keys() == same.state_dict().keys()
+    assert all(torch.equal(tensor, same.state_dict()[name]) for name, tensor in second.state_dict().items())
+    assert not {*second.parameters()} & {*together.tasks["first"].parameters()}
 
 
 def test_a_head_depends_on_the_seed_and_its_name_alone(make):
