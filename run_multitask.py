@@ -97,7 +97,10 @@ def task_loss_sums(
     inputs, labels, _, is_row = send_to_device(batch.passes[index], accelerator.device, non_blocking=True)
     logits = model(inputs, apart)
     rows = is_row or {}
-    return {t.name: example_losses(t.type, logits[t.name], labels[t.name], rows.get(t.name)).sum() for t in tasks}
+    return {
+        t.name: example_losses(t.type, logits[t.name], labels[t.name], rows.get(t.name), t.loss_options).sum()
+        for t in tasks
+    }
 
 
 def train_step(

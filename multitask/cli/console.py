@@ -20,6 +20,8 @@ from ..tasks.base import streams_of
 from ..tasks.load import TaskData
 from ..tasks.metrics import Results, average
 
+MOST_CLASSES = 10  # shown of a task
+
 
 def format_table(lines: Sequence[Sequence[str]]) -> str:
     """Formats columns under a ruled header: the first two left-aligned, the others right-aligned."""
@@ -115,7 +117,19 @@ def plan(
     tables = [tasks_table(tasks, mixture.shares(max_steps), mixture.batch_size, max_steps), parameters_table(model)]
     how = "padded to static shapes, task by task" if static_shapes else str(model.call)
     lines = [schedule_line(max_steps, training, any(task.validation for task in tasks))]
+    lines += [line for task in tasks if (line := classes_line(task))]
     return "\n\n".join([*tables, "\n".join([*lines, f"encoder: sequences are {how}", *notes])])
+
+
+def classes_line(task: TaskData) -> str:
+    """How many training rows (of a task of words: words) each class has, the most frequent first."""
+    counts = task.type.class_counts(task.train, task.labels)
+    if counts is None:
+        return ""
+    order = sorted(range(len(counts)), key=lambda number: -counts[number])
+    shown = [f"{task.labels[number]} {counts[number]:,}" for number in order[:MOST_CLASSES]]
+    more = [f"… ({len(order):,} in all, the rarest {counts[order[-1]]:,})"] if len(order) > MOST_CLASSES else []
+    return f"classes of {task.name} in train: {', '.join(shown + more)}"
 
 
 def schedule_line(max_steps: int, training: TrainingConfig, is_evaluated: bool) -> str:
@@ -218,6 +232,12 @@ def oddities(
             rows = task.train.num_examples
             notes.append(f"{task.name}: the label has {len(task.labels):,} classes in {rows:,} rows; is it an id?")
         notes += [f"{task.name}: {note}" for note in task.notes]
+        if task.validation is not None:
+            counts = task.type.class_counts(task.validation, task.labels)
+            lacking = [] if counts is None else [name for name, n in zip(task.labels, counts, strict=True) if not n]
+            if lacking:
+                some = ", ".join(lacking[:MOST_CLASSES]) + (", …" if len(lacking) > MOST_CLASSES else "")
+                notes.append(f"{task.name}: validation has none of {some}, so nothing measures how well it is learned")
         if task.validation is None:
             notes.append(f"{task.name}: no validation rows with labels; it is trained and not evaluated")
         longest = int(task.train.length.max()) * task.train.sequences

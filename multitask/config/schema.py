@@ -39,6 +39,10 @@ class TaskConfig:
             without it, `label` is the position of the right choice, from 0 or 1, its letter, or its text.
         metrics: Evaluation metrics, such as accuracy, f1, pearson or mse; empty uses the defaults of the type.
         weight: Factor on the loss of each of this task's examples.
+        class_weights: Factors on the loss of a class, a tag or a label: `balanced`, so that each counts the same in
+            all, or by name, `{rare: 5}`; 1 for the others.
+        label_smoothing_factor: Share of the target that goes to all classes alike.
+        focal_gamma: Focal loss: examples that the model is sure of count less, by (1 - probability) to this power.
         learning_rate: Peak learning rate of the task's head and its own adapter; null uses training.learning_rate.
         patience: Stop training the task after this many consecutive evaluations without a new best mean of its
             metrics; its share goes to the other tasks. Null never stops it.
@@ -62,6 +66,9 @@ class TaskConfig:
     choice_labels: str | None = None
     metrics: list[str] = field(default_factory=list)
     weight: float = 1.0
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    label_smoothing_factor: float = 0.0
+    focal_gamma: float = 0.0
     learning_rate: float | None = None
     patience: int | None = None
     max_train_examples: int | None = None

@@ -109,7 +109,7 @@ def merge_mappings(arguments: list[str], files: Sequence[str]) -> list[str]:
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
     kept, mappings, skip = [], dict[str, dict[str, Any]](), False
     for word, value in pairwise([*words, ""]):
-        found = re.fullmatch(r"--(tasks\.[^.]+\.data_files|mixture\.weights)\.(.+)", word)
+        found = re.fullmatch(r"--(tasks\.[^.]+\.(?:data_files|class_weights)|mixture\.weights)\.(.+)", word)
         if found:
             mappings.setdefault(found[1], {})[found[2]] = yaml.safe_load(value)
         if not found and not skip:
@@ -122,7 +122,7 @@ def merge_mappings(arguments: list[str], files: Sequence[str]) -> list[str]:
             for part in key.split("."):
                 branch = (branch or {}).get(part)
             there = branch or there
-        kept += [f"--{key}", json.dumps(there | values)]
+        kept += [f"--{key}", json.dumps({**there, **values} if isinstance(there, dict) else values)]
     return kept if mappings else arguments
 
 

@@ -40,15 +40,22 @@ def check_config(config: Config) -> None:
         f"training.{key}"
         for key in ("seed", "weight_decay", "max_grad_norm", "agreement_steps", "dataloader_num_workers")
     ]
+    not_negative += [f"tasks.{t}.focal_gamma" for t in tasks]
     values = flatten(dataclasses.asdict(config))
     for key in positive + not_negative:
         value = values[key]
         if value is not None and not (0 < value < float("inf") or (value == 0 and key in not_negative)):
             raise UserError(f"{key}: {value} is not a {'positive number' if key in positive else 'number from 0 up'}")
-    for key in ("training.warmup_ratio", "model.dropout", *(["adapters.dropout"] if config.adapters else [])):
+    smoothings = [f"tasks.{t}.label_smoothing_factor" for t in tasks]
+    for key in (
+        "training.warmup_ratio",
+        "model.dropout",
+        *smoothings,
+        *(["adapters.dropout"] if config.adapters else []),
+    ):
         value = values[key]
         if value is not None and not 0 <= value < 1:
-            raise UserError(f"{key}: {value} is not in the range 0 <= {key.split('.')[1]} < 1")
+            raise UserError(f"{key}: {value} is not in the range 0 <= {key.split('.')[-1]} < 1")
 
     streams = {task.rows or name for name, task in tasks.items()}  # that the mixture draws from
     if training.batch_size < len(streams):

@@ -21,6 +21,7 @@ from ..data.columns import Layout
 from ..data.split import Split
 from ..errors import UserError
 from .labels import column_labels, labelled_rows
+from .losses import PLAIN, LossOptions
 from .metrics import LocalMetric
 from .pictures import Judged
 
@@ -47,6 +48,7 @@ class TaskType(ABC):
         several_sequences: whether the head takes rows of several sequences, shape (rows, sequences, tokens).
         has_token_labels: whether a row has a label for each of its tokens.
         has_label_names: whether `label_names` may name its labels.
+        loss_options: settings of the loss that `loss` takes.
         answer_types: Arrow types of the fields that `answers` returns, except probabilities.
         problem_type: `problem_type` in the model's `transformers` configuration.
     """
@@ -66,6 +68,7 @@ class TaskType(ABC):
     several_sequences: ClassVar[bool] = False
     has_token_labels: ClassVar[bool] = False
     has_label_names: ClassVar[bool] = True
+    loss_options: ClassVar[tuple[str, ...]] = ()
     answer_types: ClassVar[dict[str, pa.DataType]] = {"label": pa.string(), "score": pa.float64()}
     problem_type: ClassVar[
         Literal["regression", "single_label_classification", "multi_label_classification"] | None
@@ -106,8 +109,15 @@ class TaskType(ABC):
         return layout.num_choices or 1
 
     @abstractmethod
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each example, shape (examples,); padding does not count."""
+    def loss(self, logits: Tensor, labels: Tensor, options: LossOptions = PLAIN) -> Tensor:
+        """The loss of each example, shape (examples,); padding does not count.
+
+        Types without `loss_options` are never given `options`.
+        """
+
+    def class_counts(self, split: Split, labels: Sequence[str]) -> NDArray[np.int64] | None:
+        """How often each class or label is the right one; None where there are no classes."""
+        return None
 
     @abstractmethod
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> Sequence | NDArray:
@@ -200,6 +210,10 @@ class TaskType(ABC):
             raise UserError(f"{key}.label_names: has no effect with type {self.name}")
         if config.label_names is not None and len({*config.label_names}) < max(2, len(config.label_names)):
             raise UserError(f"{key}.label_names: {config.label_names} must be two or more different names")
+        for option in {"class_weights", "label_smoothing_factor", "focal_gamma"} - {*self.loss_options}:
+            if getattr(config, option):
+                known = ", ".join(name for name, type_ in TASK_TYPES.items() if option in type_.loss_options)
+                raise UserError(f"{key}.{option}: has no effect with type {self.name}; it belongs to {known}")
         for option in () if self.reads_choices else ("choices", "choice_labels"):
             if getattr(config, option):
                 raise UserError(f"{key}.{option}: has no effect with type {self.name}; it belongs to multiple_choice")
@@ -257,16 +271,24 @@ def register(task_type: TaskType) -> TaskType:
     return task_type
 
 
-def example_losses(task_type: TaskType, logits: Tensor, labels: Tensor, is_row: Tensor | None = None) -> Tensor:
+def example_losses(
+    task_type: TaskType,
+    logits: Tensor,
+    labels: Tensor,
+    is_row: Tensor | None = None,
+    options: LossOptions = PLAIN,
+) -> Tensor:
     """The loss of each example, shape (examples,); of no example, an empty tensor that still depends on the head.
 
     Args:
         task_type: of the task.
         logits: of the examples.
         labels: of the examples, as `data.packing.Pass` has them.
-        is_row: false for examples that only fill up a static shape; their loss is 0.
+        is_row: false for examples that do not count; their loss is 0.
+        options: of the task's loss; only for types that have `loss_options`.
     """
-    losses = task_type.loss(logits.float(), labels) if len(labels) else logits.flatten()
+    special = [] if options == PLAIN else [options]
+    losses = task_type.loss(logits.float(), labels, *special) if len(labels) else logits.flatten()
     return losses if is_row is None else losses * is_row
 
 

@@ -3,16 +3,17 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import (
     AutoModelForSequenceClassification,
 )
 
 from ..data.split import Split
 from .base import by_name, example_texts, pipeline_usage
+from .losses import PLAIN, LossOptions, class_loss
 from .metrics import of_classes
 from .pictures import Judged, confusion, judged_classes
 from .texts import TextTask
@@ -25,10 +26,14 @@ class Classification(TextTask):
     auto_class = AutoModelForSequenceClassification
     hub_name = "text-classification"
     metrics = ("accuracy", "f1", "matthews_correlation")
+    loss_options = ("class_weights", "label_smoothing_factor", "focal_gamma")
     problem_type = "single_label_classification"
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, reduction="none")
+    def loss(self, logits: Tensor, labels: Tensor, options: LossOptions = PLAIN) -> Tensor:
+        return class_loss(logits, labels, options)
+
+    def class_counts(self, split: Split, labels: Sequence[str]) -> NDArray[np.int64]:
+        return np.bincount(split.row_labels, minlength=len(labels))
 
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> NDArray:
         return logits.argmax(axis=-1)

@@ -22,6 +22,7 @@ from ..errors import UserError, hint
 from ..utils import stable_seed
 from .base import TASK_TYPES, Task, TaskType
 from .labels import distinct, is_hidden, leaf_type
+from .losses import PLAIN, LossOptions, balanced
 
 TOKENS_AT_ONCE = 1_000_000  # at most, that are tokenised and written to the cache
 
@@ -33,6 +34,7 @@ class TaskData(Task):
     Args:
         metrics: metrics to report.
         weight: factor on the example losses.
+        loss_options: what the loss is besides that of the type.
         notes: on what is unusual about the rows.
         train: rows to train on; those of `validation`, where a trained model is only evaluated.
         validation: rows to evaluate on, if any.
@@ -42,6 +44,7 @@ class TaskData(Task):
 
     metrics: tuple[str, ...] = ()
     weight: float = 1.0
+    loss_options: LossOptions = PLAIN
     notes: tuple[str, ...] = ()
     _: KW_ONLY
     train: Split
@@ -180,6 +183,7 @@ def load_task(
         rows=config.rows,
         metrics=metrics,
         weight=config.weight,
+        loss_options=loss_options(name, config, labels, first_split),
         train=first_split,
         notes=tuple(notes),
         validation=validation_split,
@@ -289,6 +293,29 @@ class _StandIn(NamedTuple):
                     value = {name: value}
                 there = row[top] if inner and isinstance(row[top], dict) else {}
                 rows[top][place] = {**there, **value} if inner else value
+
+
+def loss_options(name: str, config: TaskConfig, labels: Sequence[str], train: Split) -> LossOptions:
+    """What a task's loss is besides that of its type.
+
+    Raises:
+        UserError: for the weight of a class that there is not, or that is not positive.
+    """
+    weights: tuple[float, ...] | None = None
+    if config.class_weights == "balanced":
+        counts = TASK_TYPES[config.type].class_counts(train, labels)
+        weights = None if counts is None else balanced(counts)
+    elif config.class_weights is not None:
+        assert isinstance(config.class_weights, dict)
+        for label, weight in config.class_weights.items():
+            if label not in labels:
+                raise UserError(
+                    f"tasks.{name}.class_weights: there is no class '{label}'{hint(label, labels, 'classes')}"
+                )
+            if not 0 <= weight < float("inf"):
+                raise UserError(f"tasks.{name}.class_weights.{label}: {weight} is not a number from 0 up")
+        weights = tuple(float(config.class_weights.get(label, 1.0)) for label in labels)
+    return LossOptions(weights, config.label_smoothing_factor, config.focal_gamma)
 
 
 def metrics_of(name: str, config: TaskConfig, labels: tuple[str, ...]) -> tuple[str, ...]:

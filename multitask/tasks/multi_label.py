@@ -10,7 +10,6 @@ from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import (
     AutoModelForSequenceClassification,
 )
@@ -21,6 +20,7 @@ from ..data.split import Split
 from ..errors import UserError
 from .base import by_name, example_texts, pipeline_usage
 from .labels import column_labels, distinct, labelled_rows
+from .losses import PLAIN, LossOptions, label_loss
 from .metrics import of_labels
 from .pictures import MOST_LABELS, Judged
 from .texts import TextTask
@@ -35,6 +35,7 @@ class MultiLabelClassification(TextTask):
     columns = {"label": List(Value("float32"))}
     metrics = ("f1_micro", "f1_macro", "accuracy")
     num_default_metrics = 2
+    loss_options = ("class_weights", "label_smoothing_factor", "focal_gamma")
     problem_type = "multi_label_classification"
     prediction = reference = List(Value("int64"))
     answer_types = {"labels": pa.list_(pa.string())}
@@ -51,8 +52,11 @@ class MultiLabelClassification(TextTask):
         present = {number_of(item, layout, known, at) for item in value}
         return [float(number in present) for number in range(size)]
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
+    def loss(self, logits: Tensor, labels: Tensor, options: LossOptions = PLAIN) -> Tensor:
+        return label_loss(logits, labels, options)
+
+    def class_counts(self, split: Split, labels: Sequence[str]) -> NDArray[np.int64]:
+        return split.row_labels.sum(axis=0).astype(np.int64)
 
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> NDArray:
         return (logits > 0).astype(int)

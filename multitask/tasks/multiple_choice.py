@@ -22,6 +22,7 @@ from ..data.split import Split
 from ..errors import UserError
 from .base import model_usage
 from .labels import arrow_column, labelled_rows
+from .losses import PLAIN, LossOptions
 from .metrics import of_classes
 from .pictures import Judged, confusion, judged_classes
 from .texts import SHIFT, TextTask
@@ -43,7 +44,7 @@ class MultipleChoice(TextTask):
         is_index = isinstance(value, bool) and not layout.choice_labels
         return number_of(int(value) if is_index else value, layout, known, at)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, options: LossOptions = PLAIN) -> Tensor:
         """Cross-entropy over the choices that a row has."""
         counts = (labels >> SHIFT)[:, None]  # 0 where it has all
         is_absent = (counts > 0) & (torch.arange(logits.shape[1], device=logits.device) >= counts)

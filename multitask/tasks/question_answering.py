@@ -18,6 +18,7 @@ from ..data.columns import Layout, as_rows, text_at, value_at
 from ..data.split import NO_LABEL, Split
 from ..errors import UserError
 from .base import TaskType, model_usage
+from .losses import PLAIN, LossOptions
 from .metrics import of_answers
 from .pictures import Judged
 from .texts import sequence_columns
@@ -132,7 +133,7 @@ class QuestionAnswering(TaskType):
         has_some = any(_texts(answer) for answer in answers)
         return np.full(len(dataset), has_some)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, options: LossOptions = PLAIN) -> Tensor:
         """Mean of the start and end cross-entropy over a sequence's tokens; padding (`NO_LABEL`) is masked out."""
         logits = logits.masked_fill((labels == NO_LABEL)[..., None], -torch.inf)
         places = [((labels & bit) * (labels > 0)).argmax(dim=1) for bit in (STARTS, ENDS)]

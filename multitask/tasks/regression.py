@@ -20,6 +20,7 @@ from ..data.split import Split
 from ..errors import UserError
 from .base import example_texts, pipeline_usage
 from .labels import labelled_rows
+from .losses import PLAIN, LossOptions
 from .metrics import of_numbers
 from .pictures import MOST_POINTS, Judged
 from .texts import TextTask
@@ -51,7 +52,7 @@ class Regression(TextTask):
             raise UserError(f"{at}: label {value!r} in column '{layout.label}' is not a finite number")
         return number
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, options: LossOptions = PLAIN) -> Tensor:
         return F.mse_loss(logits.squeeze(-1), labels, reduction="none")
 
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> NDArray:

@@ -12,18 +12,20 @@ from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from ..config.schema import TaskConfig
 from ..data.columns import Layout, as_rows, is_missing, label_text, number_of, value_at
-from ..data.split import NO_LABEL, Split
+from ..data.split import NO_LABEL, Ragged, Split
 from ..errors import UserError
 from .base import TaskType, pipeline_usage
 from .labels import arrow_column, column_labels, labelled_rows
+from .losses import PLAIN, LossOptions, class_loss
 from .metrics import of_spans
 from .pictures import Judged, confusion
 from .texts import sequence_columns
+
+COUNTED_AT_ONCE = 10_000  # rows
 
 
 class TokenClassification(TaskType):
@@ -40,6 +42,7 @@ class TokenClassification(TaskType):
     metrics = ("f1", "precision", "recall", "accuracy")
     prediction = reference = List(Value("string"))
     has_token_labels = True
+    loss_options = ("class_weights", "label_smoothing_factor", "focal_gamma")
     num_inputs = (1, 1)
     inputs_wanted = "the column with the words is needed"
     input_names = (("words", "text"),)
@@ -97,8 +100,16 @@ class TokenClassification(TaskType):
     def stand_in(self, label: Any, row: dict[str, Any], config: TaskConfig) -> Any:
         return [label[0]] * len(value_at(row, config.inputs[0]))
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        of_tokens = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=NO_LABEL, reduction="none")
+    def class_counts(self, split: Split, labels: Sequence[str]) -> NDArray[np.int64]:
+        assert isinstance(split.labels, Ragged)
+        counts = np.zeros(len(labels), np.int64)
+        for first in range(0, len(split), COUNTED_AT_ONCE):
+            found = split.labels[np.arange(first, min(first + COUNTED_AT_ONCE, len(split)))]
+            counts += np.bincount(found[found != NO_LABEL], minlength=len(labels))
+        return counts
+
+    def loss(self, logits: Tensor, labels: Tensor, options: LossOptions = PLAIN) -> Tensor:
+        of_tokens = class_loss(logits.transpose(1, 2), labels, options, ignored=NO_LABEL)
         return of_tokens.sum(dim=1) / (labels != NO_LABEL).sum(dim=1).clamp(min=1)
 
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[list[str]]:
