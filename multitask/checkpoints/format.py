@@ -71,6 +71,10 @@ def take_snapshot(
     )
 
 
+# What the system says of a disk, a quota or a limit on files; it comes in exceptions of several libraries.
+FULL = ("No space left", "quota exceeded", "File too large")
+
+
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     """Writes a checkpoint folder, which is either complete or absent.
 
@@ -103,13 +107,14 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     except Exception as error:  # safetensors and tokenizers raise their own exception types
         shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(folder.parent.parent).free
-        if "No space left" not in str(error):
+        reason = next((reason for reason in FULL if reason in str(error)), None)
+        if reason is None:
             raise
         tensors = (*snapshot.weights.values(), *snapshot.optimizer.values())
         needed = sum(t.nbytes for t in tensors) + sum(map(len, snapshot.files.values()))
         raise UserError(
             f"training.output_dir: {folder} needs {needed:,} bytes and does not fit on its disk, which has {free:,} "
-            f"left; the checkpoints before it are whole: make room and go on"
+            f"left ({reason}); the checkpoints before it are whole: make room and go on"
         ) from error
     earlier = folder.rename(folder.with_name(folder.name + ".deleted")) if folder.exists() else None
     partial.rename(folder)

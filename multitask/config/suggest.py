@@ -208,7 +208,7 @@ def _check(value: Any, kind: Any, name: str, complete: bool = False) -> None:
                 continue  # said where the keys are complete
             _check(child, kinds[key], f"{prefix}{key}", complete)
             valid = NAMES_OF_TASKS.get(key) if kind is TaskConfig else None
-            for item in child if isinstance(child, list) else [child]:
+            for item in child if isinstance(child, list) else [child] if child is not None else []:
                 if valid is not None and item not in valid:
                     raise UserError(f"{prefix}{key}: unknown value '{item}'{hint(item, valid)}")
         for key in sorted(required) if complete else ():

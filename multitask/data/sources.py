@@ -125,11 +125,16 @@ def _local_files(key: str, config: TaskConfig) -> dict[str, list[str]]:
         files[split] = []
         for name in names:
             try:
-                files[split] += local_copies(name) if is_remote(name) else [os.path.expanduser(name)]
+                files[split] += local_copies(name) if is_remote(name) else _matching(os.path.expanduser(name))
             except UserError as error:
                 raise UserError(f"{option}: {error}") from error
         _check_files(option, files[split])
     return files
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files of a pattern such as `part-*.csv` in the order of their names; a pattern that finds none as it is."""
+    return [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True)) or [pattern]
 
 
 def _check_files(key: str, patterns: list[str]) -> None:

@@ -94,6 +94,10 @@ def test_configurations_that_the_pages_show_have_these_keys():
         for section, content in yaml.safe_load(block).items():
             for key, value in content.items():
                 inner = value if section == "tasks" else {}
+                # `labels` stands for tasks of their own, which take the keys of the rows.
+                for of_label in inner.get("labels", {}).values():
+                    shown |= {f"tasks.NAME.{name}" for name in of_label}
+                inner = {name: of for name, of in inner.items() if name != "labels"}
                 shown |= {f"tasks.NAME.{name}" for name in inner} if inner else {f"{section}.{key}"}
     assert len(shown) >= 12
     assert sorted(shown - keys) == []

@@ -270,3 +270,12 @@ def test_a_file_that_is_not_a_mapping(tmp_path):
     path.write_text("- a\n")
     with pytest.raises(UserError, match="list.yaml: not a mapping of the sections model, tasks, training"):
         read_command(["--config", str(path)])
+
+
+def test_null_is_the_default_metrics(write_config, mixture_config):
+    mixture_config["tasks"]["animal"]["metrics"] = None
+    path = write_config(mixture_config)
+    assert read_command(["--config", path]).config.tasks["animal"].metrics == []
+    mixture_config["tasks"]["animal"]["metrics"] = ["f1"]
+    path = write_config(mixture_config)
+    assert read_command(["--config", path, "--tasks.animal.metrics", "null"]).config.tasks["animal"].metrics == []

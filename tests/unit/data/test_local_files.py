@@ -1,5 +1,6 @@
 """Text stays text; what no task reads is not read; prediction reads as training does."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -190,3 +191,15 @@ def test_settings_in_the_readme_of_a_folder_hold(tmp_path):
     )
     config = TaskConfig(type="classification", dataset=str(tmp_path), inputs=["text"], validation_split=None)
     assert load_splits("t", config, None)["train"].to_dict() == {"text": ["x"], "label": ["y"]}
+
+
+@pytest.mark.parametrize("pattern", ["part-?.csv", "part-*.csv", "**/part-*.csv"])
+def test_a_pattern_stands_for_its_files_in_the_order_of_their_names(tmp_path, pattern):
+    for number in (1, 0):
+        (tmp_path / f"part-{number}.csv").write_text(f"text,label\ntext {number},{number}\n")
+    files = {"train": str(tmp_path / pattern)}
+    config = TaskConfig(type="classification", dataset="csv", inputs=["text"], data_files=files, validation_split=None)
+    assert load_splits("t", config, None)["train"].to_dict() == {"text": ["text 0", "text 1"], "label": ["0", "1"]}
+    config = dataclasses.replace(config, data_files={"train": str(tmp_path / "other-*.csv")})
+    with pytest.raises(UserError, match=r"tasks.t.data_files.train: there is no file .*other-\*.csv"):
+        load_splits("t", config, None)
