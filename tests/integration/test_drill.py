@@ -154,6 +154,22 @@ def test_every_byte_of_a_checkpoint(options, tmp_path, drill):
 
 
 @pytest.mark.slow
+def test_a_limit_on_the_size_of_files(options, tmp_path):
+    """As a quota says it, which comes as another exception than a full disk."""
+    few = ["--training.max_steps", "2", "--training.output_dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 40 && exec "$@"', "bash", sys.executable, "run_multitask.py", *options, *few],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "does not fit on its disk" in done.stderr and "(File too large)" in done.stderr
+    assert "Traceback" not in done.stderr and not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+@pytest.mark.slow
 def test_a_disk_that_is_full(options, tmp_path, drill):
     """On a file system of a few hundred kilobytes, the first checkpoints fit."""
     disk = tmp_path / "disk"

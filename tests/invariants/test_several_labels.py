@@ -1,5 +1,6 @@
 """Several labels on the same rows: one encoding, and to each head the loss of its own labels."""
 
+import dataclasses
 import json
 import random
 
@@ -70,13 +71,15 @@ def load(mixture_config, write_config):
         splits, streams = {task.name: task.train for task in tasks}, streams_of(tasks)
         sizes = {stream: len(splits[names[0]]) for stream, names in streams.items()}
         lengths = {stream: splits[names[0]].length for stream, names in streams.items()}
-        mixture = Sampling(sizes, 12, 6).mixture(0, lengths)
+        mixture = Sampling(sizes, 12, 6, **dataclasses.asdict(config.mixture)).mixture(0, lengths)
         return config, tasks, StepDataset(mixture, splits, 0, 10**6, streams=streams)
 
     return load
 
 
-def test_rows_are_encoded_once_and_each_head_has_the_loss_of_its_own_labels(load, train):
+def test_rows_are_encoded_once_and_each_head_has_the_loss_of_its_own_labels(load, train, mixture_config):
+    weights = {"similar": 0.1, "choice": 0.1, "tickets": 0.8}  # many tickets, so that some lack a label
+    mixture_config["mixture"] = {"sampling": "weights", "weights": weights}
     config, tasks, steps = load()
     model = build_model(config.model.encoder, tasks, 0.0, 0)
     step = steps[0]
@@ -105,7 +108,8 @@ def test_rows_are_encoded_once_and_each_head_has_the_loss_of_its_own_labels(load
             losses = F.cross_entropy(plain, labels, reduction="none")
         assert step.examples[task.name] == has_label.sum()
         total += task.weight * float(losses[torch.from_numpy(has_label)].sum()) / 12
-    assert 0 < step.examples["topic"] < step.examples["tags"] + step.examples["topic"]
+    for head in ("topic", "tags"):
+        assert 0 < step.examples[head] < len(rows["tickets"])
     assert curve(train())[0, 0] == pytest.approx(total, rel=1e-5)
 
 
@@ -276,3 +280,19 @@ def test_rows_that_differ(mixture_config, load):
         match=r"tasks.urgency.max_train_examples: 5, but tasks.topic has None; tasks with the same rows \(tickets\)",
     ):
         load()
+
+
+def test_rows_end_when_all_their_heads_are_stopped(load):
+    """Then their share goes to the others; before, only the stopped head stands still."""
+    _, tasks, steps = load()
+    streams = streams_of(tasks)
+    sampling = Sampling({stream: len(split) for stream, split in steps.splits.items()}, 12, 30)
+
+    def given(stopped, step):
+        mixture = sampling.mixture(0, steps.mixture.lengths, stopped, streams)
+        return {stream: mixture.given(stream, step) for stream in streams}
+
+    assert given({"topic": 5, "tags": 9}, 30) == given({}, 30)
+    ended = given({"topic": 5, "tags": 9, "urgency": 7}, 30)
+    assert ended["tickets"] == given({}, 9)["tickets"] < given({}, 30)["tickets"]  # after the last of them
+    assert sum(ended.values()) == 12 * 30

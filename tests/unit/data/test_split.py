@@ -1,6 +1,9 @@
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.splits import make_split
 
 from multitask.data.split import Ragged, ranges
 
@@ -37,3 +40,11 @@ def test_values_stay_in_arrow_s_memory():
 
 def test_ranges_are_those_of_numpy_one_behind_the_other():
     assert ranges(np.array([5, 0, 9]), np.array([3, 0, 2])).tolist() == [5, 6, 7, 9, 10]
+
+
+def test_a_fingerprint_is_what_it_was_in_earlier_runs():
+    """Their checkpoints hold it: lengths as 64-bit numbers, then tokens, then labels."""
+    split = make_split(40, sequences=2)
+    sizes, everything = split.input_ids.sizes.astype(np.int64), np.arange(80)
+    parts = [sizes.tobytes(), split.input_ids[everything].tobytes(), split.row_labels.tobytes()]
+    assert split.fingerprint() == hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()

@@ -1,3 +1,4 @@
+import gc
 import inspect
 
 import datasets
@@ -262,6 +263,7 @@ def test_a_sample_of_the_examples_is_always_the_same_and_said(load):
     rows = [{"a": f"cat {number}", "label": number / 10} for number in range(30)]  # sorted
     options = {"type": "regression", "inputs": ["a"], "max_train_examples": 7, "max_eval_examples": 100}
     task, again = (load(rows, rows, **options) for _ in range(2))
+    assert gc.isenabled()  # it pauses while rows are tokenised
     assert (len(task.train), len(task.validation)) == (7, 30)
     found = task.train.row_labels.tolist()
     assert found == sorted(found) == again.train.row_labels.tolist() and found[-1] > 1.5  # not the first rows
