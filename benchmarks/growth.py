@@ -7,9 +7,6 @@ from typing import Any
 
 import yaml
 
-from multitask.data.columns import text_at
-from multitask.data.sources import load_splits
-
 from . import clocked, contenders, rows, starting, upkeep, workload
 from .figures import middle, ratios, spread, table, verdict
 from .results import Results
@@ -37,7 +34,7 @@ def write_tasks(setting: Setting, num_tasks: int) -> Path:
     path = folder / f"{num_tasks}_tasks.yaml"
     if path.exists():
         return path
-    rows, kind = setting.isolated(raw_rows, setting.options(), name)
+    rows, kind = setting.isolated(workload.raw_rows, setting.options(), name)
     tasks = {}
     for number in range(num_tasks):
         file = folder / f"{num_tasks}_tasks" / f"{number}.jsonl"
@@ -56,15 +53,6 @@ def write_tasks(setting: Setting, num_tasks: int) -> Path:
     content = {"model": {"encoder": setting.encoder}, "tasks": tasks, "training": training}
     path.write_text(yaml.safe_dump(content | {"mixture": {"sampling": "uniform"}}, sort_keys=False))
     return path
-
-
-def raw_rows(options: list[str], name: str) -> tuple[list[dict[str, Any]], str]:
-    """A task's rows, with texts `a` and `b` and `label`, and its type."""
-    config = workload.read_command(options).config
-    of_task = config.tasks[name]
-    dataset = load_splits(name, of_task, config.data_root)["train"]
-    texts = [{k: text_at(row, c, name) for k, c in zip("ab", of_task.inputs, strict=True)} for row in dataset]
-    return [text | {"label": row[of_task.label]} for text, row in zip(texts, dataset, strict=True)], of_task.type
 
 
 def _tasks(setting: Setting) -> None:

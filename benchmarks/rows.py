@@ -48,7 +48,8 @@ def _options(setting: Setting, num_tasks: int, num_rows: int) -> list[str]:
     """A command line for tasks with so many rows each; the same rows again and again, numbered so that all differ."""
     folder = setting.folder.resolve() / "configs" / f"rows_{num_tasks}_{num_rows}"
     folder.mkdir(parents=True, exist_ok=True)
-    texts = setting.isolated(_texts, setting.options(), setting.tasks()[0])
+    found, _ = setting.isolated(workload.raw_rows, setting.options(), setting.tasks()[0])
+    texts = [row["a"] for row in found]
     tasks = {}
     for task in range(num_tasks):
         path = folder / f"{task}.csv"
@@ -64,18 +65,6 @@ def _options(setting: Setting, num_tasks: int, num_rows: int) -> list[str]:
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(content, sort_keys=False))
     return setting.options(config, training__output_dir=setting.scratch / "rows")
-
-
-def _texts(options: list[str], name: str) -> list[str]:
-    """The first texts of a task's rows."""
-    from multitask.cli.arguments import read_command
-    from multitask.data.columns import text_at
-    from multitask.data.sources import load_splits
-
-    config = read_command(options).config
-    task = config.tasks[name]
-    rows = load_splits(name, task, config.data_root)["train"]
-    return [text_at(row, task.inputs[0], "") for row in rows.select(range(min(len(rows), 2_000)))]
 
 
 def prepare(options: list[str], cache: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -10,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from multitask.cli.arguments import read_command
 from multitask.config.schema import Config
+from multitask.data.columns import text_at
 from multitask.data.loader import StepDataset
+from multitask.data.sources import load_splits
 from multitask.mixture.mixture import Mixture, Rows
 from multitask.mixture.sampling import Sampling
 from multitask.model.multitask import MultitaskModel
@@ -83,3 +86,12 @@ def tokens(options: list[str], start: int, stop: int) -> int:
 def prepare(options: list[str]) -> dict[str, int]:
     """Tokenises all data into the cache, so that no measurement does. Returns the number of rows of each task."""
     return {task.name: len(task.train) for task in load(options).tasks}
+
+
+def raw_rows(options: list[str], name: str) -> tuple[list[dict[str, Any]], str]:
+    """A task's rows, with texts `a` and `b` and `label`, and its type."""
+    config = read_command(options).config
+    of_task = config.tasks[name]
+    dataset = load_splits(name, of_task, config.data_root)["train"]
+    texts = [{k: text_at(row, c, name) for k, c in zip("ab", of_task.inputs, strict=True)} for row in dataset]
+    return [text | {"label": row[of_task.label]} for text, row in zip(texts, dataset, strict=True)], of_task.type

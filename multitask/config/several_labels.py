@@ -62,6 +62,11 @@ def _add(tasks: dict[str, Any], name: str, task: Any, key: str) -> None:
     tasks[name] = task
 
 
+def split_words(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments with `--key=value` as two words."""
+    return [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+
+
 def expand_words(arguments: Sequence[str], trees: Mapping[str, dict[str, Any]]) -> list[str]:
     """Command-line arguments for a configuration in which every label is a task.
 
@@ -80,7 +85,7 @@ def expand_words(arguments: Sequence[str], trees: Mapping[str, dict[str, Any]]) 
                 labels.setdefault(task["rows"], []).append(name)
     if not labels:
         return list(arguments)
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = split_words(arguments)
     expanded, is_value = [], False
     for word, value in pairwise([*words, ""]):
         of_rows = re.fullmatch(r"--tasks\.([^.]+)\.(.+)", word)

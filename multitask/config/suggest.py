@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import UserError, hint, note
 from .schema import METRIC_NAMES, TASK_RULES, Config, TaskConfig
-from .several_labels import expand
+from .several_labels import expand, split_words
 
 FLAGS = ("--dry_run", "--debug", "--help", "-h", "--print_config")
 
@@ -57,7 +57,7 @@ def read_files(arguments: list[str]) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: for a file that cannot be read.
     """
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = split_words(arguments)
     return {value: _read(value) for option, value in pairwise([*words, ""]) if option == "--config"}
 
 
@@ -71,7 +71,7 @@ def check_words(arguments: list[str], files: Mapping[str, dict[str, Any]]) -> No
     Raises:
         UserError: for the first invalid key or value, naming the file or the option.
     """
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = split_words(arguments)
     options = [(word, value) for word, value in pairwise([*words, ""]) if word.startswith("-")]
     for name, tree in files.items():
         check_tree(tree, f"{name}: ")
@@ -106,7 +106,7 @@ def merge_mappings(arguments: list[str], files: Sequence[str]) -> list[str]:
         arguments: checked command-line arguments.
         files: the configuration files among them.
     """
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = split_words(arguments)
     kept, mappings, skip = [], dict[str, dict[str, Any]](), False
     for word, value in pairwise([*words, ""]):
         found = re.fullmatch(r"--(tasks\.[^.]+\.(?:data_files|class_weights)|mixture\.weights)\.(.+)", word)
