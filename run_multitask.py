@@ -54,9 +54,10 @@ from multitask.training.distributed import check_share, start_accelerator, use_d
 from multitask.training.early_stopping import EarlyStopping, check_stopping
 from multitask.training.gradient_similarity import GradientSimilarity
 from multitask.training.loss_weighting import LossWeighting, build_loss_weighting
-from multitask.training.optimizer import build_optimizer, check_losses, forget_gradients, lr_schedule
+from multitask.training.optimizer import build_optimizer, check_losses, forget_gradients, layer_rates, lr_schedule
 from multitask.training.signals import caught_signals
 from multitask.training.state import TrainState
+from multitask.training.weight_averaging import WeightAverage
 from multitask.training.xla import begin_pass, end_graph, uses_static_shapes
 from multitask.utils import flatten, stable_seed
 
@@ -177,7 +178,8 @@ def evaluate(
     log: RunLogger,
 ) -> bool:
     """Evaluates, and stops tasks that no longer improve; False if a signal came and nothing has changed."""
-    found = evaluator.run()
+    with state.average.applied():
+        found = evaluator.run()
     if found is None:
         return False
     state.results = found.results
@@ -255,7 +257,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     # -- state: all that a checkpoint holds ---------------------------------------------------------------------------
 
     plain_model.to(accelerator.device)
-    own_rates = [(plain_model.head_parameters(n), t.learning_rate) for n, t in config.tasks.items() if t.learning_rate]
+    own_rates = layer_rates(plain_model.encoder, training.learning_rate, training.layerwise_lr_decay)
+    own_rates += [(plain_model.head_parameters(n), t.learning_rate) for n, t in config.tasks.items() if t.learning_rate]
     plain_optimizer = build_optimizer(plain_model, training.learning_rate, training.weight_decay, own_rates)
     model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
     window = LogWindow()
@@ -265,6 +268,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
         weighting=weighting,
         stopping=EarlyStopping(training.metric_for_best_model, patience),
         window=window,
+        average=WeightAverage(plain_model, training.weight_averaging, max_steps),
         scaler=accelerator.scaler,
         max_steps=max_steps,
         command=command.line,

@@ -53,6 +53,7 @@ def main() -> None:
             seeds=tuple(range(arguments.seeds)),
             num_train_epochs=arguments.epochs,
             deadline=time.monotonic() + 3600 * arguments.budget,
+            mixed_precision=arguments.mixed_precision,
             tasknet=arguments.tasknet,
         )
         _check_data(setting)
@@ -99,6 +100,9 @@ def _read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=_at_least(1), help="how many seeds, from 0 (default 3)")
     parser.add_argument("--epochs", type=float, default=1.0, help="passes over the data in quality (default 1)")
+    parser.add_argument(
+        "--mixed_precision", choices=("no", "bf16"), default="no", help="of the models in quality (default no)"
+    )
     parser.add_argument("--config", type=Path, help="the mixture (default configs/glue_csqa.yaml)")
     parser.add_argument("--encoder", help="as model.encoder (default MiniLM)")
     parser.add_argument("--tasknet", type=Path, default=Path(".venv-tasknet/bin/python"), help="Python with tasknet")
@@ -161,7 +165,8 @@ def _note_machine(setting: Setting) -> None:
     results = setting.results
     machine = {
         "workload": f"{setting.config.name} on {setting.encoder.removeprefix(str(setting.folder))}, {setting.steps} "
-        f"steps a round, {setting.num_train_epochs:g} pass(es) over the data for quality",
+        f"steps a round, {setting.num_train_epochs:g} pass(es) over the data for quality"
+        + f", mixed precision there: {setting.mixed_precision}" * (setting.mixed_precision != "no"),
         "machine": f"{_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB, {platform.system()}",
         "versions": ", ".join([f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]),
     }

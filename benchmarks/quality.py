@@ -1,88 +1,205 @@
-"""Model quality: one multi-task model compared with single-task models, with the same script and budget."""
+"""Model quality: one multi-task model compared with single-task models, with the same script and budget.
+
+The learning rate of every contender, and the levers of the combination, are chosen on training rows that are held out
+for that (`TUNING_SHARE`); validation rows only judge.
+"""
 
 import json
 import math
+import os
 import shutil
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from scipy import stats
+import numpy as np
 
+from multitask.cli.arguments import read_command
+from multitask.data.sources import load_splits
+from multitask.evaluation.validation_rows import NAME, read_rows
 from multitask.tasks.metrics import average
+from multitask.tracking.comparison import Contender, compare
 
 from . import clocked, workload
 from .figures import mean_and_deviation, table, verdict
 from .results import Results
 from .setting import Setting
 
-LEARNING_RATE = 1e-4  # of all runs with full fine-tuning
-LORA = {"adapters__rank": 8, "training__learning_rate": 1e-3}  # LoRA needs ten times the learning rate
 SINGLES = "single-task models, one each"
 MULTI = "one multi-task model"
+BEST = f"{MULTI}, best combination"
 LORA_MULTI = "one encoder, a LoRA for each task"
-BALANCINGS = ("uncertainty", "famo")
-
-
-def variants() -> dict[str, dict[str, Any]]:
-    """The variants that train on all tasks together, and their options."""
-    balanced = {f"{MULTI}, {name}": {"training__loss_balancing": name} for name in BALANCINGS}
-    return {MULTI: {}, LORA_MULTI: LORA, **balanced}
+RATES = (5e-5, 1e-4, 2e-4)  # that are tried; with LoRA ten times these
+LORA_RANK = 8
+TUNING_SHARE, TUNING_LENGTH = 0.1, 1 / 3  # of the training rows; of the length of a run
+SAMPLING = {
+    "uniform sampling": {"mixture__sampling": "uniform"},
+    "temperature 2": {"mixture__sampling": "temperature", "mixture__temperature": 2},
+    # Twice the passes that all tasks have on average.
+    "UniMax": {"mixture__sampling": "unimax", "mixture__max_epochs": None},
+}
+OTHER_LEVERS = {
+    "weights averaged over the last fifth": {"training__weight_averaging": 0.2},
+    "lower rates for lower layers": {"training__layerwise_lr_decay": 0.9},
+    "uncertainty weighting": {"training__loss_balancing": "uncertainty"},
+}
+LEVERS = SAMPLING | OTHER_LEVERS
+# The goals: average beside the single-task models, lower end of the interval; LoRA beside full fine-tuning, in points.
+LOWEST, LORA_LOSS = -0.5, -1.0
 
 
 def measure(setting: Setting) -> None:
-    """Trains all variants seed by seed, so that a short budget gives fewer but complete seeds.
-
-    An interrupted run is resumed from its last checkpoint.
+    """Chooses the learning rates, then trains all contenders seed by seed, so that a short budget gives fewer but
+    complete seeds. An interrupted run is resumed from its last checkpoint.
     """
-    setting.results.put("quality_epochs", setting.num_train_epochs)
-    setting.results.once("validation_rows", lambda: setting.isolated(validation_rows, setting.options()))
+    results = setting.results
+    results.put("quality_epochs", setting.num_train_epochs)
+    results.once("validation_rows", lambda: setting.isolated(validation_rows, setting.options()))
+    held_out = _hold_out(setting)
+    contenders: dict[str, dict[str, Any]] = {SINGLES: {}, MULTI: {}, LORA_MULTI: {"adapters__rank": LORA_RANK}}
+    levers = {"UniMax": LEVERS["UniMax"]} if setting.smoke else LEVERS
+    contenders |= {f"{MULTI}, {lever}": options for lever, options in levers.items()}
+    for name, options in contenders.items():
+        _choose_rates(setting, held_out, name, options)
+    if (chosen := best_levers(results, levers)) is not None:
+        contenders[BEST] = {key: value for lever in chosen for key, value in LEVERS[lever].items()}
+        _choose_rates(setting, held_out, BEST, contenders[BEST])
+        results.put("quality_combination", chosen)
     for seed in setting.seeds:
-        for task in setting.tasks():
-            _run(setting, seed, SINGLES, setting.config_of([task]), {}, f"/{task}")
-        for variant, options in variants().items():
-            _run(setting, seed, variant, setting.config, options)
-    setting.results.once("parameters", lambda: _parameters(setting))
+        for name, options in contenders.items():
+            for task in _parts(setting, name):
+                rate = results.get(f"quality_rate/{name}/{task}")
+                if rate is not None:
+                    config = setting.config_of([task]) if task else setting.config
+                    _train(setting, f"quality/{seed}/{name}/{task}", config, options, rate, seed)
+    results.once("parameters", lambda: _parameters(setting))
+    _compare(setting)
 
 
-def _run(setting: Setting, seed: int, variant: str, config: Path, options: dict[str, Any], part: str = "") -> None:
-    name = f"quality/{seed}/{variant}{part}"
+def _parts(setting: Setting, contender: str) -> list[str]:
+    """The tasks that a contender has a model each for; one of no name for a model of all."""
+    return setting.tasks() if contender == SINGLES else [""]
+
+
+def _rates(setting: Setting, contender: str) -> list[float]:
+    """The learning rates that are tried for a contender."""
+    rates = RATES[:1] if setting.smoke else RATES
+    return [10 * rate if contender == LORA_MULTI else rate for rate in rates]
+
+
+def _hold_out(setting: Setting) -> Path:
+    """Writes a mixture whose validation rows are training rows, which are missing among its training rows."""
+    config, content, folder = read_command(setting.options()).config, {}, setting.folder / "held_out"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, task in config.tasks.items():
+        rows = load_splits(name, task, config.data_root)["train"]
+        order = np.random.default_rng(0).permutation(len(rows))
+        few = math.ceil(TUNING_SHARE * len(rows))
+        files = {}
+        for split, numbers in (("validation", order[:few]), ("train", order[few:])):
+            files[split] = str(folder / f"{name}-{split}.parquet")
+            if not Path(files[split]).exists():
+                rows.select(np.sort(numbers)).to_parquet(files[split])
+        content[name] = {"dataset": "parquet", "data_files": files, "subset": None}
+    return setting.config_with("held_out", content)
+
+
+def _choose_rates(setting: Setting, config: Path, name: str, options: dict[str, Any]) -> None:
+    """Trains with each learning rate on a part of the training rows and notes the best on the others."""
+    results = setting.results
+    for task in _parts(setting, name):
+        scores = {}
+        for rate in _rates(setting, name):
+            key = f"quality_tuning/{name}/{task}/{rate:g}"
+            of_task = setting.config_of([task], config) if task else config
+            _train(setting, key, of_task, options, rate, seed=0, length=TUNING_LENGTH)
+            if (found := results.get(key)) is not None:
+                scores[rate] = average(found)
+        if len(scores) == len(_rates(setting, name)):
+            results.put(f"quality_rate/{name}/{task}", max(scores, key=lambda rate: scores[rate]))
+            results.put(f"quality_held_out/{name}/{task}", max(scores.values()))
+
+
+def best_levers(results: Results, levers: Collection[str]) -> list[str] | None:
+    """The levers that raised the average on held-out rows, of the ways to sample only the best; None if unknown."""
+    scores = {name: results.get(f"quality_held_out/{name}/") for name in (MULTI, *(f"{MULTI}, {of}" for of in levers))}
+    if None in scores.values():
+        return None
+    gains = {lever: scores[f"{MULTI}, {lever}"] - scores[MULTI] for lever in levers}
+    sampling = max(SAMPLING.keys() & gains.keys(), key=lambda lever: gains[lever])
+    return [lever for lever in gains if gains[lever] > 0 and (lever == sampling or lever not in SAMPLING)]
+
+
+def _train(
+    setting: Setting,
+    name: str,
+    config: Path,
+    options: dict[str, Any],
+    rate: float,
+    seed: int,
+    length: float = 1.0,
+) -> None:
+    """Trains one model and keeps its results, its time and what it predicted."""
     if setting.results.get(name) is None and time.monotonic() > setting.deadline:
         print(f"{name}: left out, the budget is used up")
         return
-    folder = setting.folder / "quality" / f"{seed} {variant}{part}".replace("/", " ").replace(", ", " ")
-    budget = {"training__num_train_epochs": setting.num_train_epochs}
-    if setting.smoke:
-        budget = {"training__max_steps": 2}
+    folder = setting.folder / "quality" / name.replace("/", " ").replace(", ", " ").strip()
+    epochs = length * setting.num_train_epochs
+    budget = {"training__max_steps": 2} if setting.smoke else {"training__num_train_epochs": epochs}
+    if "mixture__max_epochs" in options:
+        options = options | {"mixture__max_epochs": 2 * max(epochs, 1.0)}
     command = setting.options(
         config,
-        **{"training__learning_rate": LEARNING_RATE, "training__seed": seed} | budget | options,
+        **{"training__learning_rate": rate, "training__seed": seed} | budget | options,
         training__output_dir=folder,
         training__resume_from_checkpoint="auto",
+        training__agreement_steps=0,
         training__save_steps=100,
         training__save_total_limit=1,
     )
 
     def train() -> dict[str, dict[str, float]]:
-        setting.isolated(clocked.train, command)
-        return json.loads((folder / "metrics.json").read_text())["tasks"]
+        os.environ["ACCELERATE_MIXED_PRECISION"] = setting.mixed_precision
+        try:
+            setting.isolated(clocked.train, command)
+        finally:
+            del os.environ["ACCELERATE_MIXED_PRECISION"]
+        found = json.loads((folder / "metrics.json").read_text())
+        setting.results.put(f"quality_seconds/{name}", found["run_seconds"])
+        rows_file(setting.folder, name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / NAME, rows_file(setting.folder, name))
+        return found["tasks"]
 
     setting.results.once(name, train)
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def rows_file(folder: Path, name: str) -> Path:
+    """Where the predictions of a run on its validation rows are kept."""
+    return folder / "quality_rows" / f"{name.replace('/', ' ').strip()}.parquet"
+
+
 def _parameters(setting: Setting) -> dict[str, int]:
     singles = (setting.options(setting.config_of([task])) for task in setting.tasks())
+    lora = setting.options(adapters__rank=LORA_RANK)
     return {
         MULTI: setting.isolated(num_parameters, setting.options()),
         SINGLES: sum(setting.isolated(num_parameters, options) for options in singles),
-    }
+    } | dict(zip((LORA_MULTI, "encoder"), setting.isolated(lora_parameters, lora), strict=True))
 
 
 def num_parameters(options: list[str]) -> int:
     """Number of parameters of the model that a run trains."""
     return sum(parameter.numel() for parameter in workload.load(options).build_model().parameters())
+
+
+def lora_parameters(options: list[str]) -> tuple[int, int]:
+    """Number of parameters of all adapters of a run, and of the encoder without them."""
+    model = workload.load(options).build_adapted_model()
+    adapters = {p for task in model.tasks for p in model.adapter_parameters(task)}
+    return sum(p.numel() for p in adapters), sum(p.numel() for p in model.encoder.parameters() if p not in adapters)
 
 
 def validation_rows(options: list[str]) -> dict[str, int]:
@@ -94,21 +211,43 @@ def validation_rows(options: list[str]) -> dict[str, int]:
 
 
 def by_variant(results: Results) -> dict[str, dict[int, dict[str, dict[str, float]]]]:
-    """The metrics of each task, by variant and seed; only seeds with results for all tasks are included."""
+    """The metrics of each task, by contender and seed; only seeds with results for all tasks are included."""
     found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     for name, of_tasks in results.under("quality").items():
-        seed, variant = name.split("/")[:2]
+        seed, variant, _ = name.split("/")
         found.setdefault(variant, {}).setdefault(int(seed), {}).update(of_tasks)
     num_tasks = max((len(of_tasks) for seeds in found.values() for of_tasks in seeds.values()), default=0)
-    return {
+    complete = {
         variant: {seed: of_tasks for seed, of_tasks in sorted(seeds.items()) if len(of_tasks) == num_tasks}
         for variant, seeds in found.items()
     }
+    return {variant: seeds for variant, seeds in complete.items() if seeds}
+
+
+def _compare(setting: Setting) -> None:
+    """Compares every contender with the single-task models, and LoRA with full fine-tuning, row by row."""
+    found = by_variant(setting.results)
+    pairs = [(SINGLES, variant) for variant in found if variant != SINGLES] + [(MULTI, LORA_MULTI)]
+    for pair in pairs:
+        if not (seeds := sorted(set.intersection(*({*found.get(side, {})} for side in pair)))):
+            continue
+        sides = []
+        for side in pair:
+            names = [[f"quality/{seed}/{side}/{task}" for task in _parts(setting, side)] for seed in seeds]
+            files = [[rows_file(setting.folder, name) for name in of_seed] for of_seed in names]
+            rows = [{t: of for file in of_seed for t, of in read_rows(file).items()} for of_seed in files]
+            sides.append(Contender(side, {}, rows, []))
+        differences = {
+            f"{line.task} {line.metric}".strip(): [100 * value for value in line.differences[1]]
+            for line in compare(sides)
+            if line.differences[1] is not None
+        }
+        setting.results.put(f"quality_difference/{pair[1]}/{pair[0]}", {"seeds": len(seeds), "of": differences})
 
 
 def section(results: Results) -> str:
     """The page's section on quality."""
-    found = {variant: seeds for variant, seeds in by_variant(results).items() if seeds}
+    found = by_variant(results)
     if not found:
         return ""
     tasks = {task: list(of) for task, of in next(iter(next(iter(found.values())).values())).items()}
@@ -122,23 +261,20 @@ def section(results: Results) -> str:
     text = [
         "## Quality",
         f"{epochs:g} pass{'es' * (epochs != 1)} over the data for every model: the single-task models together see "
-        "what the multi-task model sees and make as many updates together as it makes alone, each of them few for a "
-        f"small task. Learning rate {LEARNING_RATE:g}, with LoRA {LORA['training__learning_rate']:g}, chosen before "
-        "and the same for all; mean ± standard deviation over seeds, in points of 100.",
+        "what the multi-task model sees and make as many updates together as it makes alone. Mean ± standard "
+        "deviation over seeds, in points of 100.",
         table(["", *(f"{task} {metric}" for task, metric in columns), "average", "seeds"], rows),
         _noise(found, columns, results.get("validation_rows") or {}),
+        _chosen(results),
+        _significance(results, columns),
+        _goals(results),
+        _size(results),
+        _hours(results),
     ]
-    if parameters := results.get("parameters"):
-        share = parameters[MULTI] / parameters[SINGLES]
-        text.append(
-            f"The multi-task model has {parameters[MULTI] / 1e6:.1f} million parameters, {share:.2f} times those of "
-            f"the single-task models together ({parameters[SINGLES] / 1e6:.1f} million)."
-        )
-    text += [_compared_with_singles(found), _compared_with_full(found)]
     return "\n\n".join(filter(None, text))
 
 
-def _noise(found: dict[str, Any], columns: list[tuple[str, str]], num_rows: dict[str, int]) -> str:
+def _noise(found: Mapping[str, Any], columns: list[tuple[str, str]], num_rows: Mapping[str, int]) -> str:
     seeds, known = next(iter(found.values())), []
     for task, metric in columns:
         if metric == "accuracy" and task in num_rows:
@@ -147,49 +283,80 @@ def _noise(found: dict[str, Any], columns: list[tuple[str, str]], num_rows: dict
             known.append(f"{error:.1f} points for {task} ({num_rows[task]:,} validation rows)")
     if not known:
         return ""
-    return (
-        f"That there are so few rows to judge by makes a standard error of accuracy of {', '.join(known)}. "
-        "Differences below that, and below the deviations, say nothing."
+    return f"That there are so few rows to judge by makes a standard error of accuracy of {', '.join(known)}."
+
+
+def _chosen(results: Results) -> str:
+    """What was chosen on held-out training rows."""
+    rates = {name.rstrip("/").replace("/", ", "): rate for name, rate in results.under("quality_rate").items()}
+    scores = {name.rstrip("/").replace("/", ", "): of for name, of in results.under("quality_held_out").items()}
+    rows = [[name, f"{rate:g}", f"{100 * scores[name]:.1f}"] for name, rate in rates.items()]
+    tried = ", ".join(f"{rate:g}" for rate in RATES)
+    text = (
+        f"Learning rates, of {tried} (with LoRA ten times these), were chosen with one seed in runs of a third of the "
+        f"length, by the average on {TUNING_SHARE:.0%} of the training rows, which these runs did not train on:"
     )
-
-
-def differences(found: dict[str, Any], variant: str, reference: str) -> list[float]:
-    """The difference between the averages of two variants for each seed, in points."""
-    seeds = sorted(found.get(variant, {}).keys() & found.get(reference, {}).keys())
-    return [100 * (average(found[variant][seed]) - average(found[reference][seed])) for seed in seeds]
-
-
-def _half_interval(values: list[float]) -> float:
-    """Half the width of a mean's 95 % confidence interval by Student's t distribution; infinite for a single value."""
-    if len(values) < 2:
-        return math.inf
-    return float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-
-
-def _with_confidence(values: list[float]) -> str:
-    half, count = _half_interval(values), len(values)
-    confidence = f"95 % confidence: ± {half:.1f}, {count} seeds" if count > 1 else "one seed"
-    return f"{mean(values):+.1f} points on average ({confidence})"
-
-
-def _compared_with_singles(found: dict[str, Any]) -> str:
-    if not (values := differences(found, MULTI, SINGLES)):
-        return ""
-    difference, half = mean(values), _half_interval(values)
-    if difference >= 0:
-        reached = "met"
+    combination = results.get("quality_combination")
+    if combination is None:
+        end = ""
+    elif combination:
+        end = f"The combination is of what raised that average: {', '.join(combination)}."
     else:
-        reached = "met, as noise explains the difference" if difference + half >= 0 else "**missed**"
-    return (
-        f"{MULTI}, beside {SINGLES}: {_with_confidence(values)}; goal: above, or below by no more than noise: "
-        f"{reached}."
+        end = "No lever raised that average, so the combination is the model as it is."
+    return "\n\n".join(filter(None, [text, table(["", "rate", "average held out"], rows), end]))
+
+
+def _significance(results: Results, columns: list[tuple[str, str]]) -> str:
+    """Differences to the single-task models, with intervals."""
+    rows = []
+    for name, of in results.under("quality_difference").items():
+        variant, reference = name.split("/")
+        if reference == SINGLES:
+            cells = [_interval(of["of"].get(f"{task} {metric}")) for task, metric in columns]
+            rows.append([variant, *cells, _interval(of["of"].get("average")), of["seeds"]])
+    head = ["", *(f"{task} {metric}" for task, metric in columns), "average", "seeds"]
+    text = (
+        f"Differences to {SINGLES}, with 95 % intervals of the paired bootstrap over validation rows and seeds; "
+        "where an interval holds 0, nothing is shown:"
     )
+    return f"{text}\n\n{table(head, rows)}" if rows else ""
 
 
-def _compared_with_full(found: dict[str, Any]) -> str:
-    if not (values := differences(found, LORA_MULTI, MULTI)):
+def _interval(difference: list[float] | None) -> str:
+    if difference is None:
+        return "–"
+    value, low, high = difference
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _goals(results: Results) -> str:
+    of_best = results.get(f"quality_difference/{BEST}/{SINGLES}") or results.get(f"quality_difference/{MULTI}/{SINGLES}")
+    of_lora = results.get(f"quality_difference/{LORA_MULTI}/{MULTI}")
+    lines = []
+    if of_best:
+        lines.append(
+            f"- average beside {SINGLES}, lower end of the interval {of_best['of']['average'][1]:+.1f}; goal: above "
+            f"{LOWEST:g}: {verdict(of_best['of']['average'][1], LOWEST)}"
+        )
+    if of_lora:
+        lines.append(
+            f"- {LORA_MULTI}, beside {MULTI}: {_interval(of_lora['of']['average'])}; goal: no more than "
+            f"{-LORA_LOSS:g} below: {verdict(of_lora['of']['average'][0], LORA_LOSS)}"
+        )
+    return "\n".join(lines)
+
+
+def _size(results: Results) -> str:
+    if not (parameters := results.get("parameters")):
         return ""
+    share, lora = parameters[MULTI] / parameters[SINGLES], parameters[LORA_MULTI] / parameters["encoder"]
     return (
-        f"{LORA_MULTI}, beside {MULTI}: {_with_confidence(values)}; goal: no more than 1 below: "
-        f"{verdict(mean(values), -1.0)}."
+        f"The multi-task model has {parameters[MULTI] / 1e6:.1f} million parameters, {share:.2f} times those of the "
+        f"single-task models together ({parameters[SINGLES] / 1e6:.1f} million). All adapters together have "
+        f"{lora:.1%} of the encoder's."
     )
+
+
+def _hours(results: Results) -> str:
+    seconds = results.under("quality_seconds")
+    return f"Training took {sum(seconds.values()) / 3600:.1f} hours in {len(seconds)} runs." if seconds else ""

@@ -1,7 +1,7 @@
 """The settings of a benchmark: workload, number of rounds, and output folder."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Setting:
         seeds: seeds of the quality benchmark.
         num_train_epochs: epochs of training in the quality benchmark.
         deadline: `time.monotonic()` after which the quality benchmark starts no further run.
+        mixed_precision: of the models in the quality benchmark, as Accelerate calls it.
         tasknet: Python executable of the environment with tasknet.
     """
 
@@ -40,6 +41,7 @@ class Setting:
     seeds: tuple[int, ...]
     num_train_epochs: float
     deadline: float
+    mixed_precision: str
     tasknet: Path
 
     @property
@@ -71,12 +73,23 @@ class Setting:
         """Deletes the runs that have been measured."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def config_of(self, tasks: Iterable[str]) -> Path:
-        """Writes a mixture file with only some of the tasks."""
-        names = list(tasks)
-        content = yaml.safe_load(self.config.read_text())
+    def config_of(self, tasks: Iterable[str], config: Path | None = None) -> Path:
+        """Writes a mixture file with only some of the tasks, of the mixture or of another file."""
+        names, source = list(tasks), config or self.config
+        content = yaml.safe_load(source.read_text())
         content["tasks"] = {name: content["tasks"][name] for name in names}
-        path = self.folder / "configs" / f"{'+'.join(names)}.yaml"
+        return self._write_config(f"{source.stem}-{'+'.join(names)}", content)
+
+    def config_with(self, name: str, settings: Mapping[str, Mapping[str, Any]]) -> Path:
+        """Writes a mixture file with other settings of its tasks; those that are None are left out."""
+        content = yaml.safe_load(self.config.read_text())
+        for task, of_task in settings.items():
+            merged = content["tasks"][task] | of_task
+            content["tasks"][task] = {key: value for key, value in merged.items() if value is not None}
+        return self._write_config(name, content)
+
+    def _write_config(self, name: str, content: Mapping[str, Any]) -> Path:
+        path = self.folder / "configs" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         return path

@@ -16,6 +16,7 @@ from multitask.data.loader import StepDataset
 from multitask.data.sources import load_splits
 from multitask.mixture.mixture import Mixture, Rows
 from multitask.mixture.sampling import Sampling
+from multitask.model.lora import freeze_or_adapt
 from multitask.model.multitask import MultitaskModel
 from multitask.model.pretrained import build_model, find_encoder, load_tokenizer
 from multitask.tasks.load import TaskData, load_tasks
@@ -44,6 +45,12 @@ class Workload:
     def build_model(self) -> MultitaskModel:
         """The model in its initial state."""
         return build_model(self.encoder, self.tasks, self.config.model.dropout, self.config.training.seed)
+
+    def build_adapted_model(self) -> MultitaskModel:
+        """The model in its initial state, with adapters."""
+        model = self.build_model()
+        freeze_or_adapt(model, self.config.model.freeze_encoder, self.config.adapters)
+        return model
 
     def rows(self, start: int, stop: int) -> dict[str, Rows]:
         """The rows of each task in steps `start` to `stop` (from 0), shuffled."""

@@ -26,11 +26,15 @@ from ..utils import match_modes
 from .manifest import checkpoints_in, verify, write_manifest
 
 
+LAST_WEIGHTS = "last_weights.safetensors"
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A copy of a run's state at one step, so that training can continue while it is written."""
 
     weights: dict[str, Tensor]
+    last_weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     encoder_config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -45,6 +49,7 @@ def take_snapshot(
     config: str,
     state: SavedState,
     numbers: Sequence[Path] = (),
+    average: Mapping[str, Tensor] | None = None,
 ) -> Snapshot:
     """Copies the contents of a checkpoint to host memory.
 
@@ -55,10 +60,12 @@ def take_snapshot(
         config: the resolved configuration as YAML.
         state: everything else that is saved.
         numbers: metrics files to include.
+        average: of the weights over the last steps, if there is one; it is the checkpoint's model.
     """
     first: Any = next(iter(model.tasks.values()))
     return Snapshot(
-        weights=_copied(trained_weights(model)),
+        weights=_copied(average or trained_weights(model)),
+        last_weights=_copied(trained_weights(model)) if average else {},
         optimizer=_copied(optimizer_tensors(optimizer, model)),
         encoder_config=type(first.config).from_dict(first.config.to_dict()),
         tokenizer=tokenizer,
@@ -78,7 +85,8 @@ FULL = ("No space left", "quota exceeded", "File too large")
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     """Writes a checkpoint folder, which is either complete or absent.
 
-    It holds `model.safetensors`; `optimizer.safetensors`; `encoder/`, the encoder's configuration and tokenizer;
+    It holds `model.safetensors`; `last_weights.safetensors`, from which training goes on, if the model is an average;
+    `optimizer.safetensors`; `encoder/`, the encoder's configuration and tokenizer;
     `config.yaml`; `state.json`; the metrics files; and `manifest.json`, which lists them all.
 
     Args:
@@ -93,6 +101,8 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     try:
         partial.mkdir(parents=True)
         save_file(snapshot.weights, partial / "model.safetensors", metadata={"format": "pt"})
+        if snapshot.last_weights:
+            save_file(snapshot.last_weights, partial / LAST_WEIGHTS, metadata={"format": "pt"})
         save_file(snapshot.optimizer, partial / "optimizer.safetensors", metadata={"format": "pt"})
         snapshot.encoder_config.save_pretrained(partial / "encoder")
         save_tokenizer(snapshot.tokenizer, partial / "encoder")
@@ -110,7 +120,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         reason = next((reason for reason in FULL if reason in str(error)), None)
         if reason is None:
             raise
-        tensors = (*snapshot.weights.values(), *snapshot.optimizer.values())
+        tensors = (*snapshot.weights.values(), *snapshot.last_weights.values(), *snapshot.optimizer.values())
         needed = sum(t.nbytes for t in tensors) + sum(map(len, snapshot.files.values()))
         raise UserError(
             f"training.output_dir: {folder} needs {needed:,} bytes and does not fit on its disk, which has {free:,} "

@@ -19,6 +19,7 @@ from ..tracking.run_directory import NUMBERS
 from ..training.early_stopping import EarlyStopping
 from ..training.state import SavedState, TrainState
 from .format import (
+    LAST_WEIGHTS,
     Snapshot,
     delete_checkpoint,
     load_checkpoint,
@@ -73,9 +74,12 @@ class CheckpointManager:
         data = RunData(state.rows, state.labels, state.fingerprints)
         checkpoint = open_run(self.folder, config, data, state.max_steps, self.accelerator)
         if checkpoint:
-            load_trained_weights(state.model, load_file(checkpoint / "model.safetensors"))
+            last, saved = checkpoint / LAST_WEIGHTS, SavedState.read(checkpoint)
+            model = load_file(checkpoint / "model.safetensors")
+            load_trained_weights(state.model, load_file(last) if last.exists() else model)
+            state.average.load(saved.step, saved.averaged_steps, model)
             load_optimizer(state.optimizer, state.model, checkpoint / "optimizer.safetensors")
-            state.load(SavedState.read(checkpoint))
+            state.load(saved)
         if self.accelerator.is_main_process:
             if checkpoint and config.training.load_best_model_at_end:
                 find_best(state.stopping, checkpoint, self.folder, config, self.accelerator.print)
@@ -93,11 +97,14 @@ class CheckpointManager:
         self.writer.wait()  # for the previous checkpoint; raises its error
         state, folder = self.state, self.folder
         state.stopping.saved(state.step, state.results)
+        average = state.average.tensors()
         if not self.accelerator.is_main_process:
             return take_part_in_saving(state.model, state.optimizer)
         numbers = [folder / name for name in NUMBERS if (folder / name).exists()]
         saved = state.saved()
-        snapshot = take_snapshot(state.model, state.optimizer, self.tokenizer, to_yaml(self.config), saved, numbers)
+        snapshot = take_snapshot(
+            state.model, state.optimizer, self.tokenizer, to_yaml(self.config), saved, numbers, average
+        )
         self.writer.start(partial(self._write, folder / "checkpoints" / step_name(state.step), snapshot))
         log(state.step, {"checkpoint/seconds": time.perf_counter() - started})
         if self.uploads:

@@ -176,6 +176,10 @@ class TrainingConfig:
         gradient_checkpointing: Recompute activations in the backward pass instead of storing them: less memory, more
             time, the same results.
         max_grad_norm: Gradients are clipped to this norm; 0 disables clipping.
+        layerwise_lr_decay: Factor on the learning rate from each layer of the encoder to the one below it; the heads have
+            the whole rate, the embeddings the lowest. 1 is the same rate for all.
+        weight_averaging: Share of the steps, the last ones, over which the weights are averaged; the average is what
+            is evaluated, saved and exported. 0 takes the last weights.
         loss_balancing: Factors on the task losses besides their weights: none (static); 1 / log(number of classes)
             (size_of_label_space); learned from the noise of each task (uncertainty); updated after each step so that
             all losses fall at the same rate (famo).
@@ -213,6 +217,8 @@ class TrainingConfig:
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     gradient_checkpointing: bool = False
     max_grad_norm: float = 1.0
+    layerwise_lr_decay: float = 1.0
+    weight_averaging: float = 0.0
     loss_balancing: Literal["static", "size_of_label_space", "uncertainty", "famo"] = "static"
     agreement_steps: int | None = None
     logging_steps: int = 10

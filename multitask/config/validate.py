@@ -49,6 +49,7 @@ def check_config(config: Config) -> None:
     smoothings = [f"tasks.{t}.label_smoothing_factor" for t in tasks]
     for key in (
         "training.warmup_ratio",
+        "training.weight_averaging",
         "model.dropout",
         *smoothings,
         *(["adapters.dropout"] if config.adapters else []),
@@ -57,6 +58,11 @@ def check_config(config: Config) -> None:
         if value is not None and not 0 <= value < 1:
             raise UserError(f"{key}: {value} is not in the range 0 <= {key.split('.')[-1]} < 1")
 
+    if not 0 < training.layerwise_lr_decay <= 1:
+        raise UserError(
+            f"training.layerwise_lr_decay: {training.layerwise_lr_decay} is not in the range 0 < decay <= 1; 1 is the "
+            f"same learning rate for all layers"
+        )
     streams = {task.rows or name for name, task in tasks.items()}  # that the mixture draws from
     if training.batch_size < len(streams):
         raise UserError(

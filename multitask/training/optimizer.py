@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from .gradient_similarity import OTHER, part_of
+
 # Peak learning rate of the log variances. They start at 0 and must reach the logarithm of a loss; at the encoder's
 # learning rate, about 1e-5, they would hardly move.
 LOG_VARIANCE_RATE = 0.01
@@ -45,6 +47,24 @@ def build_optimizer(
         of_tasks = [p for p in model.parameters() if p in log_variances]
         groups.append({"params": of_tasks, "weight_decay": 0.0, "scale": LOG_VARIANCE_RATE / learning_rate})
     return torch.optim.AdamW(groups, lr=learning_rate, fused=trainable[0].device.type != "xla")
+
+
+def layer_rates(encoder: nn.Module, learning_rate: float, decay: float) -> list[tuple[list[nn.Parameter], float]]:
+    """The peak learning rate of each part of the encoder: that of the heads times `decay` for each layer below them.
+
+    Layer n of N, from 0, has decay ** (N - n), the embeddings decay ** (N + 1). Discriminative fine-tuning (Howard and
+    Ruder 2018, https://arxiv.org/abs/1801.06146, section 3.2), with depths as ELECTRA counts them (Clark et al. 2020,
+    https://arxiv.org/abs/2003.10555). ALBERT's groups count as layers.
+
+    Returns:
+        (parameters, peak) of each part, as `build_optimizer` takes them; none if `decay` is 1.
+    """
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in encoder.named_parameters() if decay < 1 else ():
+        parts.setdefault(part_of(name), []).append(parameter)
+    layers = sorted((part for part in parts if part.startswith("layer_")), key=lambda part: int(part.split("_")[1]))
+    depths = {"embeddings": 0, OTHER: len(layers) + 1} | {layer: depth for depth, layer in enumerate(layers, start=1)}
+    return [(of, learning_rate * decay ** (len(layers) + 1 - depths[part])) for part, of in parts.items()]
 
 
 def check_losses(step: int, losses: Mapping[str, float], learning_rate: float) -> None:

@@ -22,6 +22,7 @@ from ..model.multitask import MultitaskModel
 from ..tasks.metrics import Results, average
 from .early_stopping import EarlyStopping
 from .loss_weighting import LossWeighting
+from .weight_averaging import WeightAverage
 
 FORMAT_VERSION = 2  # 1 had no version field, and called the window's `padded_tokens` `computed_tokens`
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
@@ -55,6 +56,7 @@ class SavedState:
         window: sums since the last logged step.
         scaler: state of the fp16 gradient scaler; None in other precisions.
         seconds: duration of the run so far, over all resumptions.
+        averaged_steps: number of steps in the average of the weights; 0 for none.
         max_steps: planned length of the run; 0 if unknown.
         versions: versions of `PACKAGES`.
         format_version: version of this file's format.
@@ -75,6 +77,7 @@ class SavedState:
     window: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] | None = None
     seconds: float = 0.0
+    averaged_steps: int = 0
     max_steps: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -120,6 +123,7 @@ class TrainState:
         weighting: the loss weighting.
         stopping: the evaluation history.
         window: sums since the last logged step.
+        average: mean of the weights over the last steps.
         scaler: the fp16 gradient scaler.
         max_steps: planned length of the run.
         command: command line of the run.
@@ -139,6 +143,7 @@ class TrainState:
     weighting: LossWeighting
     stopping: EarlyStopping
     window: Stateful
+    average: WeightAverage
     scaler: Any = None
     max_steps: int = 0
     command: str = ""
@@ -157,8 +162,9 @@ class TrainState:
         return self.seconds + time.monotonic() - self.started
 
     def advance(self, step: int) -> None:
-        """Sets the step after an update, and clears the results of the last evaluation."""
+        """Sets the step after an update, averages the weights, and clears the results of the last evaluation."""
         self.step, self.results = step, None
+        self.average.update(step)
 
     def saved(self) -> SavedState:
         """The state to write to `state.json`: everything except the tensors."""
@@ -176,6 +182,7 @@ class TrainState:
             window=self.window.state_dict(),
             scaler=self.scaler.state_dict() if self.scaler else None,
             seconds=self.elapsed(),
+            averaged_steps=self.average.count,
             max_steps=self.max_steps,
             versions={package: version(package) for package in PACKAGES},
         )

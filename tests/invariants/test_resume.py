@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.runs import assert_same_curve, assert_same_run, damage, numbers, start, wait_for_step
 from helpers.tasks import make_rows, read_jsonl, write_jsonl
 from safetensors.torch import load_file
 
+from multitask.checkpoints.format import LAST_WEIGHTS
 from multitask.checkpoints.manager import prune
 from multitask.checkpoints.manifest import checkpoints_in, step_name, verify
 from multitask.checkpoints.remote import list_checkpoints
@@ -60,6 +62,27 @@ def test_adapters_and_idle_heads_go_on_too(run, mixture_config, tmp_path, adapte
     assert run("parts", stop_at=4) == 143
     assert run("parts") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("stop_at", [6, 8])  # before the average begins, and within it
+def test_an_average_of_the_weights_goes_on_too(run, mixture_config, tmp_path, stop_at):
+    mixture_config["training"] |= {"weight_averaging": 0.5, "save_steps": 1, "save_total_limit": None}
+    assert run("whole") == 0
+    assert run("parts", stop_at=stop_at) == 143
+    assert run("parts") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    folders = checkpoints_in(tmp_path / "whole")[::-1]
+    is_average = [(folder / LAST_WEIGHTS).exists() for folder in folders]
+    assert is_average == [False] * 4 + [True] * 4
+    last = [load_file(folder / LAST_WEIGHTS) for folder in folders[4:]]
+    found = load_file(folders[-1] / "model.safetensors")
+    for name, tensor in found.items():
+        expected = torch.stack([of[name].double() for of in last]).mean(0)
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-7)
+    name = next(name for name in found if "similar" in name)
+    exported = load_file(tmp_path / "whole" / "export" / "similar" / "model.safetensors")
+    own = name.removeprefix("tasks.similar.")
+    assert torch.equal(exported[own], found[name]) and not torch.equal(found[name], last[-1][name])
 
 
 def test_a_finished_run_is_only_exported_again(run, tmp_path, capsys):

@@ -94,7 +94,7 @@ def test_the_set_of_options_is_what_it_was_meant_to_be():
     count = {
         f.name: len(dataclasses.fields(f.type)) for f in dataclasses.fields(config) if dataclasses.is_dataclass(f.type)
     }
-    assert count == {"model": 4, "training": 27, "mixture": 6, "checkpoints": 1, "tracking": 4, "card": 2}
+    assert count == {"model": 4, "training": 29, "mixture": 6, "checkpoints": 1, "tracking": 4, "card": 2}
     assert len(dataclasses.fields(TaskConfig)) == 22
     assert len(dataclasses.fields(AdapterConfig)) == 6
 

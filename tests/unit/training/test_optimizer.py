@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModel
 
-from multitask.training.optimizer import build_optimizer, lr_schedule
+from multitask.training.optimizer import build_optimizer, layer_rates, lr_schedule
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
@@ -34,3 +35,20 @@ def test_biases_and_norms_are_not_decayed():
     assert {id(p) for p in by_decay[0.1]} == {id(model[0].weight), id(model[1].weight)}
     assert {id(p) for p in by_decay[0.0]} == {id(model[1].bias), id(model[2].weight), id(model[2].bias)}
     assert optimizer.defaults["fused"] is True
+
+
+def test_each_layer_learns_slower_than_the_one_above(encoders):
+    encoder = AutoModel.from_pretrained(encoders("bert"))
+    of = {p: rate for parameters, rate in layer_rates(encoder, 0.1, 0.5) for p in parameters}
+    assert of.keys() == {*encoder.parameters()}
+    layers = encoder.config.num_hidden_layers
+    assert of[encoder.embeddings.word_embeddings.weight] == pytest.approx(0.1 * 0.5 ** (layers + 1))
+    assert of[encoder.encoder.layer[0].output.dense.weight] == pytest.approx(0.1 * 0.5**layers)
+    assert of[encoder.encoder.layer[-1].output.dense.weight] == pytest.approx(0.1 * 0.5)
+    assert of[encoder.pooler.dense.weight] == 0.1  # above all layers
+    groups = build_optimizer(encoder, 0.1, 0.01, layer_rates(encoder, 0.1, 0.5)).param_groups
+    assert {p: group["scale"] * 0.1 for group in groups for p in group["params"]} == pytest.approx(of)
+
+
+def test_one_rate_for_all_layers_makes_no_groups(encoders):
+    assert layer_rates(AutoModel.from_pretrained(encoders("bert")), 0.1, 1.0) == []
