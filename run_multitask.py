@@ -38,6 +38,7 @@ from multitask.data.loader import StepDataset, StepLoader
 from multitask.data.packing import Step
 from multitask.errors import mistakes_in_one_line
 from multitask.evaluation.evaluate import Evaluator
+from multitask.evaluation.teachers import with_teachers
 from multitask.mixture.mixture import Mixture
 from multitask.mixture.sampling import Sampling
 from multitask.model.hub import push_to_hub
@@ -222,6 +223,10 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     max_length, pad = config.model.max_length, tokenizer.pad_token_id
     tasks = load_tasks(config.tasks, tokenizer, max_length, config.data_root, config.num_proc, accelerator)
 
+    static = uses_static_shapes(training.static_shapes, accelerator)
+    limits = training.max_tokens_per_pass, static
+    tasks = with_teachers(tasks, config.tasks, tokenizer, accelerator, *limits, config.model_root, command.dry_run)
+
     # -- mixture: which rows make up step s, a function of s alone ----------------------------------------------------
 
     splits, streams = {task.name: task.train for task in tasks}, streams_of(tasks)
@@ -242,13 +247,13 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     plain_model = build_model(encoder, tasks, config.model.dropout, training.seed)
     fingerprints = {task.name: task.train.fingerprint() for task in tasks}
     fingerprints |= {"encoder": plain_model.encoder_fingerprint()}
+    fingerprints |= {f"teacher of {t.name}": t.train.targets.fingerprint for t in tasks if t.train.targets}
     lora, start = config.adapters, {name: task.adapter for name, task in config.tasks.items() if task.adapter}
     freeze_or_adapt(plain_model, config.model.freeze_encoder, lora, start, training.seed)
     method = training.loss_balancing
     weighting = build_loss_weighting(method, plain_model, tasks, training.batch_size, accelerator.reduce)
     if training.gradient_checkpointing:
         checkpoint_gradients(plain_model)
-    static = uses_static_shapes(training.static_shapes, accelerator)
     accelerator.print(plan(tasks, plain_model, whole_mixture, max_steps, training, static))
     if command.dry_run:
         accelerator.print(f"\n{to_yaml(config)}")
@@ -258,7 +263,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
 
     plain_model.to(accelerator.device)
     own_rates = layer_rates(plain_model.encoder, training.learning_rate, training.layerwise_lr_decay)
-    own_rates += [(plain_model.head_parameters(n), t.learning_rate) for n, t in config.tasks.items() if t.learning_rate]
+    own_rates += [
+        (plain_model.head_parameters(n), t.learning_rate) for n, t in config.tasks.items() if t.learning_rate
+    ]
     plain_optimizer = build_optimizer(plain_model, training.learning_rate, training.weight_decay, own_rates)
     model, optimizer = accelerator.prepare(plain_model, plain_optimizer)
     window = LogWindow()
@@ -290,7 +297,9 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     similarity = GradientSimilarity(plain_model, accelerator, training.agreement_steps, max_steps)
     mixture = mixture_without(state.stopping.stopped)
     share = {"num_devices": accelerator.num_processes, "device": accelerator.process_index}
-    dataset = StepDataset(mixture, splits, pad, max_tokens, **share, static_shapes=static, streams=streams)
+    dataset = StepDataset(
+        mixture, splits, pad, max_tokens, **share, static_shapes=static, streams=streams, num_steps=max_steps
+    )
     dataset.leave_out(state.stopping.stopped)
     workers, device = training.dataloader_num_workers, accelerator.device.type
     steps = StepLoader(dataset, state.step, mixture.last_step, workers, device)

@@ -166,7 +166,8 @@ def _note_machine(setting: Setting) -> None:
     machine = {
         "workload": f"{setting.config.name} on {setting.encoder.removeprefix(str(setting.folder))}, {setting.steps} "
         f"steps a round, {setting.num_train_epochs:g} pass(es) over the data for quality"
-        + f", mixed precision there: {setting.mixed_precision}" * (setting.mixed_precision != "no"),
+        + f", mixed precision there: {setting.mixed_precision}"
+        * (setting.mixed_precision != "no"),
         "machine": f"{_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB, {platform.system()}",
         "versions": ", ".join([f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]),
     }

@@ -330,7 +330,9 @@ def _interval(difference: list[float] | None) -> str:
 
 
 def _goals(results: Results) -> str:
-    of_best = results.get(f"quality_difference/{BEST}/{SINGLES}") or results.get(f"quality_difference/{MULTI}/{SINGLES}")
+    of_best = results.get(f"quality_difference/{BEST}/{SINGLES}") or results.get(
+        f"quality_difference/{MULTI}/{SINGLES}"
+    )
     of_lora = results.get(f"quality_difference/{LORA_MULTI}/{MULTI}")
     lines = []
     if of_best:

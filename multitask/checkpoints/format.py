@@ -25,7 +25,6 @@ from ..training.state import SavedState
 from ..utils import match_modes
 from .manifest import checkpoints_in, verify, write_manifest
 
-
 LAST_WEIGHTS = "last_weights.safetensors"
 
 

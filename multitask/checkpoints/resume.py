@@ -247,7 +247,9 @@ def _check_settings(
     if changed is None and not config.training.allow_changed_data:
         for part, fingerprint in saved.fingerprints.items():
             if data.fingerprints.get(part, fingerprint) != fingerprint:
-                what = "the weights of model.encoder" if part == "encoder" else f"the training rows of task {part}"
+                what = f"the training rows of task {part}"
+                if part == "encoder" or part.startswith("teacher of "):
+                    what = f"the weights of {'model.encoder' if part == 'encoder' else f'the {part}'}"
                 raise UserError(
                     f"training.resume_from_checkpoint: {what} are others than those that {name or folder} was made "
                     f"with, though of the same number; --training.allow_changed_data true goes on with them, "

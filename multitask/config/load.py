@@ -119,7 +119,7 @@ def expand_home(config: Config) -> Config:
         expanded(config, "data_root", "model_root"),
         model=expanded(config.model, "encoder"),
         training=expanded(config.training, "output_dir", "init_from_checkpoint", "resume_from_checkpoint"),
-        tasks={name: expanded(task, "dataset", "adapter") for name, task in config.tasks.items()},
+        tasks={name: expanded(task, "dataset", "adapter", "teacher") for name, task in config.tasks.items()},
     )
 
 

@@ -31,9 +31,11 @@ class TaskConfig:
         train_split: Split to train on.
         validation_split: Split to evaluate on; null disables evaluation.
         label: Column with the target: a number, a class, the right choice, a list of labels, a list with one label
-            per word, or the answers (in SQuAD format, or a string).
-        label_names: Names of the labels that rows have as numbers from 0, or as a list with 0 or 1 for each
-            (multi_label_classification); null takes them from the data.
+            per word, or the answers (in SQuAD format, or a string). For classification also a list of probabilities,
+            for multi_label_classification a list with 0, 1 or a probability for each label; or a list of columns
+            instead, one per class or label.
+        label_names: Names of the labels that rows have as numbers from 0, or as a list with a number for each; null
+            takes them from the data.
         choices: For multiple_choice: a column that holds the list of choices, or a list of columns, one per choice.
         choice_labels: For multiple_choice: column with the names of the choices, in which `label` is looked up;
             without it, `label` is the position of the right choice, from 0 or 1, its letter, or its text.
@@ -43,6 +45,8 @@ class TaskConfig:
             all, or by name, `{rare: 5}`; 1 for the others.
         label_smoothing_factor: Share of the target that goes to all classes alike.
         focal_gamma: Focal loss: examples that the model is sure of count less, by (1 - probability) to this power.
+        teacher: Folder of a trained model of this task (its export), or a hub id: what it predicts for the training
+            rows is the target at first, and gives way to the labels step by step.
         learning_rate: Peak learning rate of the task's head and its own adapter; null uses training.learning_rate.
         patience: Stop training the task after this many consecutive evaluations without a new best mean of its
             metrics; its share goes to the other tasks. Null never stops it.
@@ -60,7 +64,7 @@ class TaskConfig:
     data_files: dict[str, str | list[str]] | None = None
     train_split: str = "train"
     validation_split: str | None = "validation"
-    label: str = "label"
+    label: str | list[str] = "label"
     label_names: list[str] | None = None
     choices: str | list[str] | None = None
     choice_labels: str | None = None
@@ -69,12 +73,18 @@ class TaskConfig:
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     label_smoothing_factor: float = 0.0
     focal_gamma: float = 0.0
+    teacher: str | None = None
     learning_rate: float | None = None
     patience: int | None = None
     max_train_examples: int | None = None
     max_eval_examples: int | None = None
     adapter: str | None = None
     rows: str | None = None
+
+    @property
+    def label_column(self) -> str:
+        """The column with the target; of several columns, the one that they are joined in."""
+        return self.label if isinstance(self.label, str) else ", ".join(self.label)
 
 
 # What tasks with the same rows have in common.
@@ -176,8 +186,8 @@ class TrainingConfig:
         gradient_checkpointing: Recompute activations in the backward pass instead of storing them: less memory, more
             time, the same results.
         max_grad_norm: Gradients are clipped to this norm; 0 disables clipping.
-        layerwise_lr_decay: Factor on the learning rate from each layer of the encoder to the one below it; the heads have
-            the whole rate, the embeddings the lowest. 1 is the same rate for all.
+        layerwise_lr_decay: Factor on the learning rate from each layer of the encoder to the one below it; the heads
+            have the whole rate, the embeddings the lowest. 1 is the same rate for all.
         weight_averaging: Share of the steps, the last ones, over which the weights are averaged; the average is what
             is evaluated, saved and exported. 0 takes the last weights.
         loss_balancing: Factors on the task losses besides their weights: none (static); 1 / log(number of classes)

@@ -19,7 +19,7 @@ class Layout:
         choices: column of the list of choices, or the columns that hold one choice each.
         choice_labels: column of the list of the choices' names.
         num_choices: most choices in a row of a multiple-choice task.
-        is_multi_hot: whether a row's label is a list with 0 or 1 for each label.
+        is_dense: whether a row's label is a list with a number for each label: 0 or 1, or a probability.
     """
 
     inputs: tuple[str, ...]
@@ -28,7 +28,7 @@ class Layout:
     choices: str | tuple[str, ...] | None = None
     choice_labels: str | None = None
     num_choices: int | None = None
-    is_multi_hot: bool = False
+    is_dense: bool = False
 
 
 # -- reading a row ----------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class StepDataset(Dataset[Step]):
         num_devices: R.
         device: r.
         static_shapes: whether passes hold one task each, in the few shapes of `static_shapes.py`.
+        num_steps: of the run, over which the share of teachers falls to nothing.
     """
 
     def __init__(
@@ -41,13 +42,14 @@ class StepDataset(Dataset[Step]):
         device: int = 0,
         static_shapes: bool = False,
         streams: Mapping[str, Sequence[str]] | None = None,
+        num_steps: int = 1,
     ):
         self.mixture, self.tasks, self.pad_token_id = mixture, splits, pad_token_id
         streams = streams or {task: [task] for task in splits}
         self.readers = {stream: {task: splits[task] for task in names} for stream, names in streams.items()}
         self.splits = {stream: splits[names[0]] for stream, names in streams.items()}
         self.max_tokens_per_pass, self.num_devices, self.device = max_tokens_per_pass, num_devices, device
-        self.static_shapes = static_shapes
+        self.static_shapes, self.num_steps = static_shapes, num_steps
 
     def leave_out(self, tasks: Collection[str]) -> None:
         """Stopped tasks no longer count; rows that other tasks read too go on."""
@@ -63,20 +65,20 @@ class StepDataset(Dataset[Step]):
         rows = self.mixture(step)
         shares = share_out(rows, self.splits, self.num_devices, step)
         return Step(
-            passes=(self._static_passes if self.static_shapes else self._passes)(shares),
+            passes=(self._static_passes if self.static_shapes else self._passes)(shares, step / self.num_steps),
             examples={t: num_labelled(split, rows[s]) for s, of in self.readers.items() for t, split in of.items()},
             tokens=sum(int(self.splits[task].tokens[r].sum()) for task, r in rows.items()),
         )
 
-    def _passes(self, shares: Sequence[Mapping[str, Rows]]) -> list[Pass]:
+    def _passes(self, shares: Sequence[Mapping[str, Rows]], own_share: float) -> list[Pass]:
         plans = [split_into_passes(share, self.splits, self.max_tokens_per_pass) for share in shares]
         num_passes = max(len(plan) for plan in plans)
         own = plans[self.device] + [{}] * (num_passes - len(plans[self.device]))
         nothing = np.empty(0, np.int64)
         parts = [{stream: part.get(stream, nothing) for stream in self.splits} for part in own]
-        return [pack(part, self.splits, self.readers) for part in parts]
+        return [pack(part, self.splits, self.readers, own_share) for part in parts]
 
-    def _static_passes(self, shares: Sequence[Mapping[str, Rows]]) -> list[Pass]:
+    def _static_passes(self, shares: Sequence[Mapping[str, Rows]], own_share: float) -> list[Pass]:
         """A task has as many passes as the device with most of them needs, and at least one, so that all devices call
         the same modules in the same order."""
         passes = []
@@ -88,7 +90,8 @@ class StepDataset(Dataset[Step]):
             for number in range(max(1, *(len(plan) for plan in plans))):
                 own = plans[self.device][number : number + 1]
                 rows = own[0] if own else np.empty(0, np.int64)
-                passes.append(static_pass(self.tasks, task, rows, self.pad_token_id, most, self.max_tokens_per_pass))
+                limits = self.pad_token_id, most, self.max_tokens_per_pass
+                passes.append(static_pass(self.tasks, task, rows, *limits, own_share))
         return passes
 
 

@@ -165,13 +165,16 @@ def split_into_passes(rows: Mapping[str, Rows], splits: Mapping[str, Split], max
     return passes
 
 
-def pack(rows: Mapping[str, Rows], splits: Mapping[str, Split], readers: Readers | None = None) -> Pass:
+def pack(
+    rows: Mapping[str, Rows], splits: Mapping[str, Split], readers: Readers | None = None, own_share: float = 1.0
+) -> Pass:
     """Gathers the sequences of some rows, stream by stream.
 
     Args:
         rows: of each stream; one without rows keeps a span of none.
         splits: of each stream.
         readers: the tasks that read each stream; None for one of its name.
+        own_share: as of `labels_of`.
     """
     readers = readers or {stream: {stream: split} for stream, split in splits.items()}
     spans: dict[str, Span] = {}
@@ -200,7 +203,7 @@ def pack(rows: Mapping[str, Rows], splits: Mapping[str, Split], readers: Readers
     of_tasks = {task: (split, rows[stream]) for stream in rows for task, split in readers[stream].items()}
     return Pass(
         packed,
-        labels={task: labels_of(split, of_task) for task, (split, of_task) in of_tasks.items()},
+        labels={task: labels_of(split, of_task, own_share=own_share) for task, (split, of_task) in of_tasks.items()},
         num_rows={task: num_labelled(split, of_task) for task, (split, of_task) in of_tasks.items()},
         is_row={
             task: torch.from_numpy(split.has_label[of_task])
@@ -216,14 +219,18 @@ def num_labelled(split: Split, rows: Rows) -> int:
     return len(rows) if split.has_label is None else int(split.has_label[rows].sum())
 
 
-def labels_of(split: Split, rows: Rows, width: int = 0) -> Tensor:
+def labels_of(split: Split, rows: Rows, width: int = 0, own_share: float = 1.0) -> Tensor:
     """The labels of some rows as a tensor; empty if they are not known.
 
     Args:
         split: of the rows.
         rows: their numbers.
         width: of labels for each token, at least that many; the end is filled with `NO_LABEL`.
+        own_share: of the rows' own labels, where a teacher's predictions make up the rest.
     """
+    if split.targets is not None:
+        own, taught = split.targets.own[rows], split.targets.taught[rows]
+        return torch.from_numpy(own_share * own + (1 - own_share) * taught).float()
     if split.labels is None:
         return torch.empty(0, dtype=split.label_dtype)
     if not isinstance(split.labels, Ragged):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from glob import glob
 from pathlib import Path
@@ -11,6 +11,9 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import datasets.config
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 from datasets import (
     ClassLabel,
@@ -29,6 +32,7 @@ from huggingface_hub import constants
 
 from ..config.schema import FILE_FORMATS, TaskConfig
 from ..errors import UserError, first_line, hint
+from ..utils import stable_seed
 from .local_files import read_files
 from .remote_files import is_remote, local_copies
 
@@ -114,7 +118,28 @@ def load_splits(
         del splits["validation"]
     for role, dataset in splits.items():
         _check_columns(config.train_split if role == "train" else str(config.validation_split), dataset, columns)
+    joined = {of.label_column: of.label for of in (config, *(readers or {}).values()) if isinstance(of.label, list)}
+    for name, parts in joined.items():
+        splits = {role: _with_joined(dataset, name, parts) for role, dataset in splits.items()}
     return splits
+
+
+def _with_joined(dataset: Dataset, name: str, columns: Sequence[str]) -> Dataset:
+    """Adds a column with a list of the values of others; null where all of them are null or empty."""
+    parts = [dataset.with_format("arrow")[column].combine_chunks() for column in columns]
+    if any(not pa.types.is_floating(part.type) and not pa.types.is_integer(part.type) for part in parts):
+        parts = [part.cast(pa.string()) for part in parts]
+    else:
+        parts = [part.cast(pa.float64()) for part in parts]
+    is_there = np.stack([np.asarray(pc.is_valid(part)) for part in parts], axis=1).any(axis=1)
+    if pa.types.is_string(parts[0].type):
+        is_empty = [np.asarray(pc.fill_null(pc.equal(part, ""), True)) for part in parts]
+        is_there = ~np.stack(is_empty, axis=1).all(axis=1)
+    row_by_row = np.arange(len(parts) * len(dataset)).reshape(len(parts), -1).T.ravel()
+    values = pa.concat_arrays(parts).take(pa.array(row_by_row))
+    offsets = pa.array(np.arange(len(dataset) + 1) * len(parts), pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, values, mask=pa.array(~is_there))
+    return dataset.add_column(name, lists, new_fingerprint=f"{stable_seed(dataset._fingerprint, name):016x}")
 
 
 def _local_files(key: str, config: TaskConfig) -> dict[str, list[str]]:
@@ -165,7 +190,8 @@ def _searched(dataset: str, data_root: str | None) -> str:
 def _columns(key: str, config: TaskConfig) -> dict[str, str]:
     """The columns that a task reads, each with the setting that names it."""
     choices = [config.choices] if isinstance(config.choices, str) else config.choices or []
-    wanted = dict.fromkeys(config.inputs, "inputs") | {config.label: "label"}
+    labels = [config.label] if isinstance(config.label, str) else config.label
+    wanted = dict.fromkeys([*config.inputs], "inputs") | dict.fromkeys(labels, "label")
     wanted |= dict.fromkeys(choices, "choices")
     wanted |= {config.choice_labels: "choice_labels"} if config.choice_labels else {}
     return {column: f"{key}.{option}" for column, option in wanted.items()}

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -75,6 +76,21 @@ def ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.in
     return np.arange(sizes.sum()) + np.repeat(starts - before, sizes)
 
 
+class Targets(NamedTuple):
+    """What rows are trained on where a teacher's predictions are mixed with the labels.
+
+    Args:
+        own: the labels, float32: shape (rows,) for numbers, else (rows, labels) with the probability of each; -1 for
+            choices that a row lacks.
+        taught: what the teacher predicts, alike.
+        fingerprint: of the teacher.
+    """
+
+    own: NDArray[np.float32]
+    taught: NDArray[np.float32]
+    fingerprint: str = ""
+
+
 @dataclass(frozen=True)
 class Split:
     """The tokenised rows of one split.
@@ -91,6 +107,7 @@ class Split:
         truncated: how many sequences lost a part of their text.
         num_examples: rows of the dataset; each window of a long context is a row here.
         has_label: which rows have a label, shape (rows,); None if all have. Without one, `labels` hold another's.
+        targets: of training rows that have a teacher.
     """
 
     input_ids: Ragged
@@ -104,6 +121,7 @@ class Split:
     truncated: int
     num_examples: int
     has_label: NDArray[np.bool_] | None = None
+    targets: Targets | None = None
 
     def __len__(self) -> int:
         return len(self.length)

@@ -58,7 +58,7 @@ def split_statically(rows: Rows, split: Split, most_rows: int, max_tokens: int) 
 
 
 def collate(
-    split: Split, rows: Rows, pad_token_id: int, shape: tuple[int, int] | None = None
+    split: Split, rows: Rows, pad_token_id: int, shape: tuple[int, int] | None = None, own_share: float = 1.0
 ) -> tuple[Inputs, torch.Tensor]:
     """Pads some rows of a split into tensors.
 
@@ -68,6 +68,7 @@ def collate(
         pad_token_id: fills `input_ids`.
         shape: rows and tokens of the tensors, at least as many as needed. Rows are filled up with copies of the first,
             as attention over padding alone gives NaN. None takes what is needed.
+        own_share: as of `labels_of`.
 
     Returns:
         Keyword arguments of the task's model, shape (rows, tokens), or (rows, choices, tokens) for multiple choice;
@@ -87,7 +88,7 @@ def collate(
     inputs = {
         name: torch.from_numpy(column).long().view(*leading, column.shape[-1]) for name, column in columns.items()
     }
-    return inputs, labels_of(split, numbers, width)
+    return inputs, labels_of(split, numbers, width, own_share)
 
 
 def static_pass(
@@ -97,6 +98,7 @@ def static_pass(
     pad_token_id: int,
     most_rows: int,
     max_tokens: int,
+    own_share: float = 1.0,
 ) -> Pass:
     """A pass of one task in a static shape; the other tasks have no rows in it.
 
@@ -107,12 +109,15 @@ def static_pass(
         pad_token_id: fills `input_ids`.
         most_rows: as of `static_shape`.
         max_tokens: as of `static_shape`.
+        own_share: as of `labels_of`.
     """
     split = splits[task]
     shape = static_shape(split, int(split.length[rows].max(initial=0)), most_rows, max_tokens)
     nothing = np.empty(0, np.int64)
     batches = {
-        name: collate(of_task, rows, pad_token_id, shape) if name == task else collate(of_task, nothing, pad_token_id)
+        name: collate(of_task, rows, pad_token_id, shape, own_share)
+        if name == task
+        else collate(of_task, nothing, pad_token_id)
         for name, of_task in splits.items()
     }
     is_row = {name: torch.arange(len(labels)) < len(rows) for name, (_, labels) in batches.items()}

@@ -103,7 +103,7 @@ def model_card(
 `{encoder}`, fine-tuned on the task {task.name} ({task.type.name.replace("_", " ")}) {trained_with}.
 
 - Data: {dataset}{subset}; {rows["train"]:,} rows of `{config.train_split}`; inputs {inputs}, \
-label `{config.label}`{labels}
+label `{config.label_column}`{labels}
 - Steps: {steps}
 - Command: `{run.command}`
 - Versions: {versions}

@@ -25,12 +25,13 @@ from ..utils import stable_seed
 from .multitask import MultitaskModel
 
 
-def find_encoder(encoder: str, model_root: str | None = None) -> str:
+def find_encoder(encoder: str, model_root: str | None = None, option: str = "model.encoder") -> str:
     """The folder or the hub id under which `transformers` finds an encoder.
 
     Args:
         encoder: hub id, local folder, or `package://NAME/FOLDER` inside an installed package.
         model_root: folder that mirrors hub models; an encoder found there is taken from there.
+        option: names the setting in error messages.
 
     Raises:
         UserError: for a package or folder that is not there.
@@ -39,17 +40,17 @@ def find_encoder(encoder: str, model_root: str | None = None) -> str:
         package, _, folder = encoder.removeprefix("package://").partition("/")
         spec = find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"model.encoder: the Python package '{package}' of {encoder} is not installed")
+            raise UserError(f"{option}: the Python package '{package}' of {encoder} is not installed")
         path = Path(spec.submodule_search_locations[0]) / folder
         if not path.is_dir():
-            raise UserError(f"model.encoder: the Python package '{package}' has no folder '{folder}'")
+            raise UserError(f"{option}: the Python package '{package}' has no folder '{folder}'")
         return str(path)
     if (mirrored := find_in_mirror(encoder, model_root, "model_root")) is not None:
         return mirrored
     if Path(encoder).is_dir():
         return encoder
     if encoder.startswith((".", "/", "~")) or encoder.count("/") > 1:
-        raise UserError(f"model.encoder: there is no folder {encoder} (seen from {Path.cwd()})")
+        raise UserError(f"{option}: there is no folder {encoder} (seen from {Path.cwd()})")
     go_offline_if_unreachable()
     return encoder
 

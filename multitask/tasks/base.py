@@ -48,6 +48,8 @@ class TaskType(ABC):
         several_sequences: whether the head takes rows of several sequences, shape (rows, sequences, tokens).
         has_token_labels: whether a row has a label for each of its tokens.
         has_label_names: whether `label_names` may name its labels.
+        takes_label_columns: whether `label` may be several columns, one for each label.
+        has_teachers: whether a teacher's predictions can be mixed with the labels.
         loss_options: settings of the loss that `loss` takes.
         answer_types: Arrow types of the fields that `answers` returns, except probabilities.
         problem_type: `problem_type` in the model's `transformers` configuration.
@@ -68,6 +70,8 @@ class TaskType(ABC):
     several_sequences: ClassVar[bool] = False
     has_token_labels: ClassVar[bool] = False
     has_label_names: ClassVar[bool] = True
+    takes_label_columns: ClassVar[bool] = False
+    has_teachers: ClassVar[bool] = False
     loss_options: ClassVar[tuple[str, ...]] = ()
     answer_types: ClassVar[dict[str, pa.DataType]] = {"label": pa.string(), "score": pa.float64()}
     problem_type: ClassVar[
@@ -114,6 +118,15 @@ class TaskType(ABC):
 
         Types without `loss_options` are never given `options`.
         """
+
+    def targets(self, logits: NDArray, split: Split) -> tuple[NDArray, NDArray]:
+        """Labels and a teacher's predictions as `data.split.Targets` has them; only for types that `has_teachers`.
+
+        Args:
+            logits: the teacher's, shape (rows, outputs).
+            split: the rows.
+        """
+        raise NotImplementedError
 
     def class_counts(self, split: Split, labels: Sequence[str]) -> NDArray[np.int64] | None:
         """How often each class or label is the right one; None where there are no classes."""
@@ -173,9 +186,13 @@ class TaskType(ABC):
             return {str(number): by_name[name] for number, name in enumerate(feature.names) if name in by_name}
         return {str(number): number for number in range(len(labels))} | by_name if config.label_names else by_name
 
-    def is_multi_hot(self, config: TaskConfig, train: Dataset) -> bool:
-        """Whether a row's label is a list with 0 or 1 for each label."""
+    def is_dense(self, config: TaskConfig, train: Dataset) -> bool:
+        """Whether a row's label is a list with a number for each label."""
         return False
+
+    def label_columns(self, is_dense: bool) -> dict[str, Any]:
+        """`columns`, which differ where a row's label is a number for each label."""
+        return self.columns
 
     def stand_in(self, label: Any, row: dict[str, Any], config: TaskConfig) -> Any:
         """A label for a row that has none, because it is read for other tasks too; it counts nowhere.
@@ -189,7 +206,7 @@ class TaskType(ABC):
 
     def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
         """Which rows have a label; the others are left out and counted."""
-        return labelled_rows(dataset, config.label, tuple(labels))
+        return labelled_rows(dataset, config.label_column, tuple(labels))
 
     def check_config(self, key: str, config: TaskConfig) -> None:
         """Checks that a task's configuration fits this type.
@@ -206,6 +223,15 @@ class TaskType(ABC):
             raise UserError(f"{key}.inputs: {len(config.inputs)} columns given, {self.inputs_wanted}")
         if self.reads_choices and not config.choices:
             raise UserError(f"{key}.choices: missing; type {self.name} needs the column(s) that hold the choices")
+        if isinstance(config.label, list) and not self.takes_label_columns:
+            known = ", ".join(name for name, type_ in TASK_TYPES.items() if type_.takes_label_columns)
+            raise UserError(f"{key}.label: type {self.name} reads one column; {known} take several")
+        if isinstance(config.label, list) and len({*config.label}) < max(2, len(config.label)):
+            raise UserError(f"{key}.label: {config.label} must be two or more different columns")
+        if config.label_names and isinstance(config.label, list) and len(config.label_names) != len(config.label):
+            raise UserError(
+                f"{key}.label_names: {len(config.label_names)} names for {len(config.label)} columns ({key}.label)"
+            )
         if config.label_names is not None and not self.has_label_names:
             raise UserError(f"{key}.label_names: has no effect with type {self.name}")
         if config.label_names is not None and len({*config.label_names}) < max(2, len(config.label_names)):
@@ -214,6 +240,11 @@ class TaskType(ABC):
             if getattr(config, option):
                 known = ", ".join(name for name, type_ in TASK_TYPES.items() if option in type_.loss_options)
                 raise UserError(f"{key}.{option}: has no effect with type {self.name}; it belongs to {known}")
+        if config.teacher and not self.has_teachers:
+            known = ", ".join(name for name, type_ in TASK_TYPES.items() if type_.has_teachers)
+            raise UserError(f"{key}.teacher: has no effect with type {self.name}; it belongs to {known}")
+        if config.teacher and config.focal_gamma:
+            raise UserError(f"{key}.focal_gamma: needs one right class, and {key}.teacher gives probabilities")
         for option in () if self.reads_choices else ("choices", "choice_labels"):
             if getattr(config, option):
                 raise UserError(f"{key}.{option}: has no effect with type {self.name}; it belongs to multiple_choice")

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset
 from numpy.typing import NDArray
 
 from ..config.schema import TaskConfig
-from ..data.columns import is_missing, is_no_label, label_text, value_at
+from ..data.columns import Layout, is_missing, is_no_label, label_text, value_at
 from ..errors import UserError
 
 
@@ -28,12 +28,16 @@ def column_labels(
     Raises:
         UserError: if there are fewer, or values that are not labels.
     """
-    feature = leaf_type(train.features, config.label)
+    feature = leaf_type(train.features, config.label_column)
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
-    found = [value for value in distinct(train, config.label, in_lists) if not is_missing(value) and value != ""]
+    found = [
+        value for value in distinct(train, config.label_column, in_lists) if not is_missing(value) and value != ""
+    ]
     if any(isinstance(value, (list, dict, bytes)) for value in found[:1]):
-        raise UserError(f"tasks.{name}.label: '{config.label}' holds {found[0]!r}; a class is a text or a number")
+        raise UserError(
+            f"tasks.{name}.label: '{config.label_column}' holds {found[0]!r}; a class is a text or a number"
+        )
     if in_lists:  # white space around a tag is none of it
         found = [value.strip() if isinstance(value, str) else value for value in found]
     numbers = all(isinstance(value, (int, float)) for value in found)
@@ -42,8 +46,49 @@ def column_labels(
     labels = tuple(text for text in texts if not is_no_label(text, texts))
     if len(labels) < least:
         lacking = "a class needs another class" if labels else "there is nothing to learn"
-        raise UserError(f"tasks.{name}.label: '{config.label}' holds {list(labels)} in train; {lacking}")
+        raise UserError(f"tasks.{name}.label: '{config.label_column}' holds {list(labels)} in train; {lacking}")
     return labels
+
+
+def holds_numbers(dataset: Dataset, path: str) -> bool:
+    """Whether a column holds lists of numbers, such as a probability for each label."""
+    column = arrow_column(dataset, path)
+    if column is None or not pa.types.is_list(column.type):
+        return False
+    return pa.types.is_floating(column.type.value_type) or pa.types.is_integer(column.type.value_type)
+
+
+def dense_names(name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
+    """The names of labels of which a row has a list with a number for each: as configured, or those of the columns.
+
+    Raises:
+        UserError: if there are none, or another number of them than of numbers.
+    """
+    names = config.label_names or (config.label if isinstance(config.label, list) else None)
+    first = value_at(next((row for row in train if value_at(row, config.label_column)), train[0]), config.label_column)
+    if names is None:
+        raise UserError(
+            f"tasks.{name}.label: '{config.label_column}' holds a number for each of {len(first)} labels, without "
+            f"their names; tasks.{name}.label_names: [NAME, …] gives them"
+        )
+    return tuple(names)
+
+
+def numbers_in(value: Any, size: int, layout: Layout, at: str) -> list[float]:
+    """A number from 0 to 1 for each label.
+
+    Raises:
+        UserError: if it is anything else; `at` names the row.
+    """
+    try:
+        numbers = [float({"True": 1, "False": 0}.get(str(item), item)) for item in value]
+    except (TypeError, ValueError):
+        numbers = []
+    if not isinstance(value, list) or len(numbers) != size or not all(0 <= number <= 1 for number in numbers):
+        raise UserError(
+            f"{at}: column '{layout.label}' holds {value!r}, not a number from 0 to 1 for each of {size} labels"
+        )
+    return numbers
 
 
 def leaf_type(features: Any, path: str) -> Any:

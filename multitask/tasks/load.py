@@ -95,15 +95,15 @@ def load_task(
         raise UserError(f"tasks.{name}.validation_split: there are no rows to evaluate on")
     first = train or validation
     assert first is not None
-    if validation is not None and is_hidden(config.label, validation, train):
+    if validation is not None and is_hidden(config.label_column, validation, train):
         validation = None
     labels = task_type.label_names(name, config, first) if known_labels is None else known_labels
     metrics = metrics_of(name, config, labels)
-    is_multi_hot = task_type.is_multi_hot(config, first)
+    is_dense = task_type.is_dense(config, first)
     features = Features({"input_ids": List(List(Value("int32")))})
     if "token_type_ids" in tokenizer.model_input_names:
         features["token_type_ids"] = List(List(Value("int8")))
-    features |= task_type.columns | {count: Value("int32") for count in COUNTS}
+    features |= task_type.label_columns(is_dense) | {count: Value("int32") for count in COUNTS}
 
     tokenizer_hash = tokenizer_hash or Hasher.hash(tokenizer)
     source = task_type.source()
@@ -111,7 +111,7 @@ def load_task(
     notes: list[str] = []
 
     def all_labels() -> list[Any]:
-        return [label for split in splits.values() for label in distinct(split, config.label)]
+        return [label for split in splits.values() for label in distinct(split, config.label_column)]
 
     def labelled(
         dataset: Dataset, split: str, most: int | None, readers: Mapping[str, TaskConfig]
@@ -136,7 +136,7 @@ def load_task(
 
     def tokenise(dataset: Dataset, split: str, rows: NDArray, has_label: NDArray) -> Split:
         where = f"tasks.{name}: {split}"
-        layout = layout_of(task_type, config, labels, dataset, all_labels, is_multi_hot)
+        layout = layout_of(task_type, config, labels, dataset, all_labels, is_dense)
         # Large batches, within reason, as each lies apart in the cached file and is looked at when the file is opened.
         at_once = max(1000, TOKENS_AT_ONCE // (max_length * task_type.num_sequences(layout)))
         made_of = (dataset._fingerprint, source, where, layout, tokenizer_hash, max_length)
@@ -166,7 +166,9 @@ def load_task(
     if train is not None:
         train, rows, has_label = labelled(train, config.train_split, config.max_train_examples, readers or {})
         if not has_label.any():
-            raise UserError(f"tasks.{name}.label: no row of {config.train_split} has a label in '{config.label}'")
+            raise UserError(
+                f"tasks.{name}.label: no row of {config.train_split} has a label in '{config.label_column}'"
+            )
         train_split = tokenise(train, config.train_split, rows, has_label)
     if validation is not None:
         of_split = str(config.validation_split), config.max_eval_examples
@@ -174,7 +176,9 @@ def load_task(
         validation_split = tokenise(validation, of_split[0], rows, has_label) if len(validation) else None
     first_split = train_split or validation_split
     if first_split is None:
-        raise UserError(f"tasks.{name}.label: no row of {config.validation_split} has a label in '{config.label}'")
+        raise UserError(
+            f"tasks.{name}.label: no row of {config.validation_split} has a label in '{config.label_column}'"
+        )
     return TaskData(
         name=name,
         type=task_type,
@@ -183,12 +187,12 @@ def load_task(
         rows=config.rows,
         metrics=metrics,
         weight=config.weight,
-        loss_options=loss_options(name, config, labels, first_split),
+        loss_options=loss_options(name, config, labels, first_split, is_dense),
         train=first_split,
         notes=tuple(notes),
         validation=validation_split,
         validation_rows=validation if validation_split else None,
-        layout=layout_of(task_type, config, labels, first, all_labels, is_multi_hot),
+        layout=layout_of(task_type, config, labels, first, all_labels, is_dense),
     )
 
 
@@ -282,7 +286,7 @@ class _StandIn(NamedTuple):
 
     def fill(self, rows: dict[str, list], numbers: Sequence[int]) -> None:
         """Changes a batch of rows in place, which are numbered so."""
-        path = self.config.label
+        path = self.config.label_column
         label = value_at(self.rows[int(np.flatnonzero(self.has_label)[0])], path)
         top, *inner = [path] if path in rows else path.split(".")
         for place, number in enumerate(numbers):
@@ -295,12 +299,19 @@ class _StandIn(NamedTuple):
                 rows[top][place] = {**there, **value} if inner else value
 
 
-def loss_options(name: str, config: TaskConfig, labels: Sequence[str], train: Split) -> LossOptions:
+def loss_options(
+    name: str, config: TaskConfig, labels: Sequence[str], train: Split, is_dense: bool = False
+) -> LossOptions:
     """What a task's loss is besides that of its type.
 
     Raises:
-        UserError: for the weight of a class that there is not, or that is not positive.
+        UserError: for the weight of a class that there is not, or that is not positive; for focal loss where classes
+            have probabilities.
     """
+    if is_dense and config.focal_gamma and TASK_TYPES[config.type].problem_type == "single_label_classification":
+        raise UserError(
+            f"tasks.{name}.focal_gamma: needs one right class, and '{config.label_column}' has probabilities"
+        )
     weights: tuple[float, ...] | None = None
     if config.class_weights == "balanced":
         counts = TASK_TYPES[config.type].class_counts(train, labels)
@@ -340,7 +351,7 @@ def layout_of(
     labels: tuple[str, ...],
     rows: Dataset,
     all_labels: Callable[[], list],
-    is_multi_hot: bool = False,
+    is_dense: bool = False,
 ) -> Layout:
     """The layout of a task's rows.
 
@@ -350,17 +361,17 @@ def layout_of(
         labels: names of the labels.
         rows: of a split, which may number the labels in its own way.
         all_labels: gives the distinct labels of all splits.
-        is_multi_hot: as of `Layout`.
+        is_dense: as of `Layout`.
     """
-    feature = leaf_type(rows.features, config.label)
+    feature = leaf_type(rows.features, config.label_column)
     return Layout(
         inputs=tuple(config.inputs),
-        label=config.label,
+        label=config.label_column,
         label_numbers=task_type.label_numbers(config, labels, feature, all_labels),
         choices=tuple(config.choices) if isinstance(config.choices, list) else config.choices,
         choice_labels=config.choice_labels,
         num_choices=len(labels) if task_type.reads_choices else None,
-        is_multi_hot=is_multi_hot,
+        is_dense=is_dense,
     )
 
 
@@ -391,7 +402,7 @@ def as_split(encoded: Dataset, sequences: int, task_type: TaskType, num_examples
     length, tokens, truncated = (np.asarray(columns[count]) for count in COUNTS)
     types, labels = columns.get("token_type_ids"), columns.get("label")
     read = [name for name in ("input_ids", "token_type_ids", "label", *COUNTS) if name in columns]
-    label = task_type.columns["label"]
+    label = encoded.features.get("label", task_type.columns["label"])
     input_ids = Ragged.of(columns["input_ids"])
     return Split(
         input_ids=input_ids,

@@ -4,6 +4,7 @@ The loss of an example with class c among K, its probability p_c and the weights
 
     (1 - p_c) ** gamma * ((1 - s) * w_c * -log p_c + s / K * sum over k of w_k * -log p_k)
 
+or, where the label is a probability q_k for each class, the sum over k of w_k * q_k * -log p_k, smoothed alike;
 with s for label smoothing (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7; with weights as
 `torch.nn.functional.cross_entropy` combines them) and gamma for the focal loss (Lin et al. 2017,
 https://arxiv.org/abs/1708.02002, equation 5). Labels that do not exclude each other are one decision each.
@@ -42,12 +43,12 @@ def class_loss(logits: Tensor, labels: Tensor, options: LossOptions, ignored: in
 
     Args:
         logits: shape (examples, classes), or (examples, classes, tokens).
-        labels: shape (examples,), or (examples, tokens).
+        labels: shape (examples,), or (examples, tokens); or a probability for each class, as `logits`.
         options: of the task.
         ignored: a label that has no loss.
 
     Returns:
-        In the shape of `labels`; 0 where a label is ignored.
+        Shape (examples,), or (examples, tokens); 0 where a label is ignored.
     """
     losses = F.cross_entropy(
         logits,

@@ -19,7 +19,7 @@ from ..data.columns import Layout, label_text, number_of, value_at
 from ..data.split import Split
 from ..errors import UserError
 from .base import by_name, example_texts, pipeline_usage
-from .labels import column_labels, distinct, labelled_rows
+from .labels import arrow_column, column_labels, dense_names, distinct, labelled_rows, numbers_in
 from .losses import PLAIN, LossOptions, label_loss
 from .metrics import of_labels
 from .pictures import MOST_LABELS, Judged
@@ -35,6 +35,7 @@ class MultiLabelClassification(TextTask):
     columns = {"label": List(Value("float32"))}
     metrics = ("f1_micro", "f1_macro", "accuracy")
     num_default_metrics = 2
+    takes_label_columns = has_teachers = True
     loss_options = ("class_weights", "label_smoothing_factor", "focal_gamma")
     problem_type = "multi_label_classification"
     prediction = reference = List(Value("int64"))
@@ -44,19 +45,24 @@ class MultiLabelClassification(TextTask):
         if not isinstance(value, list):
             raise UserError(f"{at}: column '{layout.label}' holds {value!r}, not a list of labels")
         size = len({*known.values()})
-        if layout.is_multi_hot:
-            if len(value) != size or any(label_text(item) not in ("0", "1", "True", "False") for item in value):
-                wanted = f"0 or 1 for each of {size} labels"
-                raise UserError(f"{at}: column '{layout.label}' holds {value!r}, not {wanted}")
-            return [float(label_text(item) in ("1", "True")) for item in value]
+        if layout.is_dense:
+            return numbers_in(value, size, layout, at)
         present = {number_of(item, layout, known, at) for item in value}
         return [float(number in present) for number in range(size)]
 
     def loss(self, logits: Tensor, labels: Tensor, options: LossOptions = PLAIN) -> Tensor:
         return label_loss(logits, labels, options)
 
+    def targets(self, logits: NDArray, split: Split) -> tuple[NDArray, NDArray]:
+        assert isinstance(split.labels, np.ndarray)
+        return split.labels, expit(logits)
+
     def class_counts(self, split: Split, labels: Sequence[str]) -> NDArray[np.int64]:
-        return split.row_labels.sum(axis=0).astype(np.int64)
+        return self.references(split, labels).sum(axis=0)
+
+    def references(self, split: Split, names: Sequence[str]) -> NDArray[np.int64]:
+        """0 or 1 for each label; 1 where it is likelier than not."""
+        return (split.row_labels > 0.5).astype(np.int64)
 
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> NDArray:
         return (logits > 0).astype(int)
@@ -74,27 +80,33 @@ class MultiLabelClassification(TextTask):
         return of_labels(name, num_labels)
 
     def label_names(self, name: str, config: TaskConfig, train: Dataset) -> tuple[str, ...]:
-        if config.label_names:
-            return tuple(config.label_names)
-        if self.is_multi_hot(config, train):
-            first = len(value_at(train[0], config.label))
-            raise UserError(
-                f"tasks.{name}.label: '{config.label}' holds 0 or 1 for each of {first} labels, without their names; "
-                f"tasks.{name}.label_names: [NAME, …] gives them"
+        if config.label_names or self.is_dense(config, train):
+            return (
+                dense_names(name, config, train) if self.is_dense(config, train) else tuple(config.label_names or ())
             )
         return column_labels(name, config, train, in_lists=True, least=1)
 
-    def is_multi_hot(self, config: TaskConfig, train: Dataset) -> bool:
-        """Whether rows have 0 or 1 for each label; a list of labels called 0 and 1 would never hold one twice."""
-        if not set(map(label_text, distinct(train, config.label, in_lists=True))) <= {"0", "1", "True", "False"}:
+    def is_dense(self, config: TaskConfig, train: Dataset) -> bool:
+        """Whether rows have a number for each label; a list of labels called 0 and 1 would never hold one twice."""
+        if isinstance(config.label, list):
+            return True
+        column = arrow_column(train, config.label_column)
+        if column is not None and pa.types.is_list(column.type) and pa.types.is_floating(column.type.value_type):
+            return True
+        if not set(map(label_text, distinct(train, config.label_column, in_lists=True))) <= {
+            "0",
+            "1",
+            "True",
+            "False",
+        }:
             return False
-        rows = [value_at(row, config.label) for row in train.select(range(min(len(train), 1000)))]
+        rows = [value_at(row, config.label_column) for row in train.select(range(min(len(train), 1000)))]
         lists = [row for row in rows if isinstance(row, list)]
         is_one_length = len({len(row) for row in lists}) == 1
         return is_one_length and (bool(config.label_names) or any(len({*row}) < len(row) for row in lists))
 
     def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
-        return labelled_rows(dataset, config.label, None)
+        return labelled_rows(dataset, config.label_column, None)
 
     def log_label_space(self, labels: Sequence[str], train: Split) -> float:
         return math.log(2)  # each label is a binary decision

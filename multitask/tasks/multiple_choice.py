@@ -37,6 +37,7 @@ class MultipleChoice(TextTask):
     metrics = ("accuracy", "f1", "matthews_correlation")
     reads_choices = True
     has_label_names = False
+    has_teachers = True
     several_sequences = True
     answer_types = {"label": pa.string(), "choice": pa.int64(), "score": pa.float64()}
 
@@ -45,12 +46,21 @@ class MultipleChoice(TextTask):
         return number_of(int(value) if is_index else value, layout, known, at)
 
     def loss(self, logits: Tensor, labels: Tensor, options: LossOptions = PLAIN) -> Tensor:
-        """Cross-entropy over the choices that a row has."""
+        """Cross-entropy over the choices that a row has; of probabilities, those that it lacks are -1."""
+        if labels.is_floating_point():
+            return F.cross_entropy(logits.masked_fill(labels < 0, -1e9), labels.clamp(min=0), reduction="none")
         counts = (labels >> SHIFT)[:, None]  # 0 where it has all
         is_absent = (counts > 0) & (torch.arange(logits.shape[1], device=logits.device) >= counts)
         return F.cross_entropy(
             logits.masked_fill(is_absent, -torch.inf), labels & ((1 << SHIFT) - 1), reduction="none"
         )
+
+    def targets(self, logits: NDArray, split: Split) -> tuple[NDArray, NDArray]:
+        assert isinstance(split.labels, np.ndarray)
+        own = np.eye(logits.shape[1])[split.labels & ((1 << SHIFT) - 1)]
+        taught = present(logits, split.labels >> SHIFT)
+        is_absent = np.isinf(taught)
+        return np.where(is_absent, -1, own), np.where(is_absent, -1, softmax(taught, axis=-1))
 
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> NDArray:
         return present(logits, split.row_labels >> SHIFT).argmax(axis=-1)
@@ -105,7 +115,7 @@ class MultipleChoice(TextTask):
         return next((way for way in ways if found <= way.keys()), {})
 
     def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
-        return labelled_rows(dataset, config.label, ())
+        return labelled_rows(dataset, config.label_column, ())
 
     def look(self, split: Split, logits: NDArray, labels: Sequence[str]) -> tuple[dict[str, Any], Judged]:
         logits = present(logits, split.row_labels >> SHIFT)

@@ -128,8 +128,8 @@ class QuestionAnswering(TaskType):
 
     def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
         """All rows, as one without an answer says that there is none; no row, if none has an answer (a test split)."""
-        top = config.label if config.label in dataset.column_names else config.label.split(".")[0]
-        answers = (value_at(row, config.label) for row in dataset.select_columns([top]))
+        top = config.label_column if config.label_column in dataset.column_names else config.label_column.split(".")[0]
+        answers = (value_at(row, config.label_column) for row in dataset.select_columns([top]))
         has_some = any(_texts(answer) for answer in answers)
         return np.full(len(dataset), has_some)
 

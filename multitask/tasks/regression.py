@@ -31,6 +31,7 @@ class Regression(TextTask):
 
     name = "regression"
     has_label_names = False
+    has_teachers = True
     auto_class = AutoModelForSequenceClassification
     hub_name = "text-classification"
     columns = {"label": Value("float32")}
@@ -41,7 +42,7 @@ class Regression(TextTask):
     answer_types = {"score": pa.float64()}
 
     def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
-        return labelled_rows(dataset, config.label, None)
+        return labelled_rows(dataset, config.label_column, None)
 
     def read_label(self, value: Any, layout: Layout, known: Mapping[str, int], at: str) -> Any:
         try:
@@ -54,6 +55,10 @@ class Regression(TextTask):
 
     def loss(self, logits: Tensor, labels: Tensor, options: LossOptions = PLAIN) -> Tensor:
         return F.mse_loss(logits.squeeze(-1), labels, reduction="none")
+
+    def targets(self, logits: NDArray, split: Split) -> tuple[NDArray, NDArray]:
+        assert isinstance(split.labels, np.ndarray)
+        return split.labels, logits[:, 0]
 
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> NDArray:
         return logits[:, 0]

@@ -127,7 +127,7 @@ class TokenClassification(TaskType):
 
     def labelled(self, dataset: Dataset, config: TaskConfig, labels: Sequence[str]) -> NDArray[np.bool_]:
         """Rows with words and a list of tags."""
-        has_tags = labelled_rows(dataset, config.label, None)
+        has_tags = labelled_rows(dataset, config.label_column, None)
         words = arrow_column(dataset, config.inputs[0])
         if words is None or not pa.types.is_list(words.type):
             return has_tags  # what is wrong is said where the row is read

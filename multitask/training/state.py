@@ -46,7 +46,8 @@ class SavedState:
         command: command line of the run.
         labels: names of each task's labels.
         rows: number of dataset rows by task and split, `{"rte": {"train": 2490, "validation": 277}}`.
-        fingerprints: of each task's training rows (`rte`), and of the encoder's weights before training (`encoder`).
+        fingerprints: of each task's training rows (`rte`), of the encoder's weights before training (`encoder`), and
+            of teachers (`teacher of rte`).
         results: results of the evaluation after this step; None without one.
         average: mean of `results` over the tasks.
         best: step and score of the best checkpoint (`EarlyStopping`).

@@ -98,12 +98,14 @@ def test_multi_hot_rows_need_names(load):
     with pytest.raises(UserError) as raised:
         load(rows, type="multi_label_classification")
     assert str(raised.value) == (
-        "tasks.t.label: 'label' holds 0 or 1 for each of 4 labels, without their names; "
+        "tasks.t.label: 'label' holds a number for each of 4 labels, without their names; "
         "tasks.t.label_names: [NAME, …] gives them"
     )
     task = load(rows, rows, type="multi_label_classification", label_names=list("wxyz"))
     assert task.labels == tuple("wxyz") and task.train.row_labels.tolist() == [row["label"] for row in rows]
-    with pytest.raises(UserError, match=r"train row 0: column 'label' holds \[0, 1, 0, 1\], not 0 or 1 for each of 3"):
+    with pytest.raises(
+        UserError, match=r"train row 0: column 'label' holds \[0, 1, 0, 1\], not a number from 0 to 1 for each of 3"
+    ):
         load(rows, type="multi_label_classification", label_names=list("xyz"))
     assert load(rows_of(["0"], ["1", "0"], []), type="multi_label_classification").labels == ("0", "1")
 
