@@ -30,7 +30,7 @@ from multitask.checkpoints.manager import CheckpointManager
 from multitask.checkpoints.warm_start import warm_start
 from multitask.cli.arguments import Command, read_command
 from multitask.cli.commands import OTHER_MODES
-from multitask.cli.console import plan, quiet_libraries, results_table, what_is_where
+from multitask.cli.console import calibration_lines, plan, quiet_libraries, results_table, what_is_where
 from multitask.cli.seeds import seeds_table, summarise, with_seed, write_summary
 from multitask.config.load import load_config
 from multitask.config.schema import TrainingConfig, to_yaml
@@ -183,7 +183,7 @@ def evaluate(
         found = evaluator.run()
     if found is None:
         return False
-    state.results = found.results
+    state.results, state.calibrations = found.results, found.calibrations
     if state.step < steps.last and (newly := state.stopping.add(state.step, state.results)):
         mixture = mixture_without(state.stopping.stopped)
         # This step is the last one, if no task is left.
@@ -353,6 +353,7 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     # -- what remains: a table, and one ordinary model per task -------------------------------------------------------
 
     accelerator.print(f"\n{results_table(state.results or {}, tasks)}")
+    accelerator.print(*calibration_lines(state.calibrations), sep="\n")
     log.report()
     checkpoints.export(folder / "export")
     status = checkpoints.close(0, log.log, folder / "export", folder / "report")

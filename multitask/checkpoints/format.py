@@ -20,6 +20,7 @@ from ..model.lora import freeze_or_adapt
 from ..model.multitask import MultitaskModel
 from ..model.pretrained import build_model, find_encoder, load_tokenizer, save_tokenizer
 from ..tasks.base import TASK_TYPES, Task
+from ..tasks.calibration import read_calibration
 from ..training.distributed import shared_out, whole
 from ..training.state import SavedState
 from ..utils import match_modes
@@ -181,11 +182,19 @@ def load_checkpoint(folder: Path, config: Config) -> tuple[MultitaskModel, list[
         verify(folder)
     except ValueError as damage:
         raise UserError(f"--checkpoint: {folder} is damaged: {damage}") from damage
-    labels = SavedState.read(folder).labels
+    saved = SavedState.read(folder)
+    labels = saved.labels
     for name in config.tasks.keys() ^ labels.keys():
         raise UserError(f"--checkpoint: {folder} has the tasks {', '.join(labels)}; '{name}' is in one of both only")
     tasks = [
-        Task(name, TASK_TYPES[task.type], tuple(labels[name]), rows=task.rows) for name, task in config.tasks.items()
+        Task(
+            name,
+            TASK_TYPES[task.type],
+            tuple(labels[name]),
+            rows=task.rows,
+            calibration=read_calibration(saved.calibrations.get(name)),
+        )
+        for name, task in config.tasks.items()
     ]
     lora = config.adapters
     is_frozen = config.model.freeze_encoder or lora is not None

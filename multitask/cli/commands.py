@@ -1,5 +1,6 @@
 """Modes other than training: evaluate a checkpoint, predict with it, export it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..inference.prediction_files import bad_rows_file, check_paths
 from ..inference.predictor import Predictor, predict_file
 from ..model.export import check_export_folder, export_run
 from ..model.hub import push_to_hub
+from ..tasks.calibration import NONE
 from ..tasks.load import TaskData, load_tasks
 from ..tasks.metrics import average
 from ..tracking.run_directory import write_results
@@ -35,6 +37,8 @@ def evaluate(command: Command, accelerator: Accelerator) -> None:
     labels = {head.name: head.labels for head in heads}
     max_length = config.model.max_length
     tasks = load_tasks(chosen, tokenizer, max_length, config.data_root, config.num_proc, accelerator, labels)
+    trained = {head.name: head for head in heads}
+    tasks = [replace(task, calibration=trained[task.name].calibration) for task in tasks]
     static = uses_static_shapes(config.training.static_shapes, accelerator)
     model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True)
     max_tokens = config.training.max_tokens_per_pass
@@ -42,12 +46,14 @@ def evaluate(command: Command, accelerator: Accelerator) -> None:
 
     def logits_of(task: TaskData, split: Split) -> NDArray[np.float32]:
         logits = predict(model, task.name, split, accelerator, tokenizer.pad_token_id, max_tokens, static, bar.update)
-        losses[task.name] = mean_loss(task.type, logits, split)
+        losses[task.name] = mean_loss(task.type, task.calibration.applied(logits), split)
         return logits
 
     with progress_bar(tasks, accelerator) as bar:
         results = evaluate_tasks(tasks, logits_of)
     accelerator.print(results_table(results, tasks))
+    if with_one := [task.name for task in tasks if task.calibration != NONE]:
+        accelerator.print(f"\nCalibrated as its run found best on its validation rows: {', '.join(with_one)}")
     if command.output and accelerator.is_main_process:
         try:
             step = SavedState.read(command.checkpoint).step

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import datasets
 import transformers
@@ -183,6 +183,21 @@ def parameters_table(model: MultitaskModel) -> str:
         size = sum(p.numel() * p.element_size() for p in parameters)
         lines += [(name, kind, f"{trainable:,}", f"{frozen:,}", f"{size:,}")] if parameters else []
     return format_table(lines)
+
+
+def calibration_lines(calibrations: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the calibration of each task changes on the rows that it was fitted on, and on rows that it was not."""
+    lines = []
+    for name, found in calibrations.items():
+        errors, metrics = found["errors"], found["metrics"]
+        changes = [("calibration error", errors)]
+        changes += [(name, {when: of[name] for when, of in metrics.items()}) for name in metrics.get("after", {})]
+        shown = ", ".join(
+            f"{what} {of['before']:.4f} -> {of['after']:.4f} (cross-fitted {of['crossfitted']:.4f})"
+            for what, of in changes
+        )
+        lines.append(f"calibration of {name}: temperature {found['temperature']:.3g}, {shown}")
+    return ["", *lines] if lines else []
 
 
 def slow_adapters(model: MultitaskModel, training: TrainingConfig) -> list[str]:

@@ -47,6 +47,8 @@ class TaskConfig:
         focal_gamma: Focal loss: examples that the model is sure of count less, by (1 - probability) to this power.
         teacher: Folder of a trained model of this task (its export), or a hub id: what it predicts for the training
             rows is the target at first, and gives way to the labels step by step.
+        calibrate: Fit a temperature, and for several labels a threshold for each, on the validation rows; predictions
+            of the trained model use them.
         learning_rate: Peak learning rate of the task's head and its own adapter; null uses training.learning_rate.
         patience: Stop training the task after this many consecutive evaluations without a new best mean of its
             metrics; its share goes to the other tasks. Null never stops it.
@@ -74,6 +76,7 @@ class TaskConfig:
     label_smoothing_factor: float = 0.0
     focal_gamma: float = 0.0
     teacher: str | None = None
+    calibrate: bool = False
     learning_rate: float | None = None
     patience: int | None = None
     max_train_examples: int | None = None

@@ -18,6 +18,9 @@ NUM_MISTAKES = 10
 MOST_CHARACTERS = 400
 
 
+MOST_CLASSES = 50
+
+
 def describe(task: TaskData, logits: NDArray[np.float32]) -> dict[str, Any]:
     """Describes the predictions for a task's validation rows for the report, as JSON values.
 
@@ -26,7 +29,8 @@ def describe(task: TaskData, logits: NDArray[np.float32]) -> dict[str, Any]:
         logits: of these rows, as returned by `predict`.
 
     Returns:
-        `type`: the task's type; `picture`: a summary of all rows, whose `kind` is scatter (`true`, `predicted`),
+        `type`: the task's type; `classes`: see `class_counts`; `picture`: a summary of all rows, whose `kind` is
+        scatter (`true`, `predicted`),
         confusion (`labels`, `counts`, `others`: number of rows with other labels) or bars (`segments`, `bars`: name ->
         a number for each segment); `mistakes`, the worst first, and `watched`: `row`, `text`, `label`, `predicted`
         and, where the type has one, `confidence`. Texts are those of the dataset, cut to `MOST_CHARACTERS`.
@@ -53,10 +57,24 @@ def describe(task: TaskData, logits: NDArray[np.float32]) -> dict[str, Any]:
     watched = np.unique(np.linspace(0, len(judged) - 1, NUM_WATCHED).astype(int)).tolist()
     return {
         "type": task.type.name,
+        "classes": class_counts(task),
         "picture": picture,
         "mistakes": shown(wrong[:NUM_MISTAKES]),
         "watched": shown(watched),
     }
+
+
+def class_counts(task: TaskData) -> dict[str, Any]:
+    """The rows of each class, the most frequent first: `counts`, `{label: [train, validation]}`, of at most
+    `MOST_CLASSES`, and `others`, how many classes are left out.
+    """
+    counts = [task.type.class_counts(split, task.labels) for split in (task.train, task.validation) if split]
+    if any(of_split is None for of_split in counts):
+        return {"counts": {}, "others": 0}
+    table = np.stack([of_split for of_split in counts if of_split is not None], axis=1)
+    order = np.argsort(-table[:, 0], kind="stable")
+    shown = {task.labels[number]: table[number].tolist() for number in order[:MOST_CLASSES]}
+    return {"counts": shown, "others": len(table) - len(shown)}
 
 
 def _cut(text: str) -> str:

@@ -18,6 +18,7 @@ from ..data.split import Split
 from ..data.static_shapes import collate, split_statically, static_shape
 from ..model.multitask import MultitaskModel
 from ..tasks.base import TaskType
+from ..tasks.calibration import Calibrated, calibrate
 from ..tasks.load import TaskData
 from ..tasks.metrics import Results
 from ..training.signals import Stopped
@@ -36,11 +37,13 @@ class Evaluation(NamedTuple):
         results: metrics by task.
         losses: mean loss over the validation rows, by task.
         seconds: duration.
+        calibrations: of the tasks that have one, as JSON values; see `Calibrated`.
     """
 
     results: Results
     losses: dict[str, float]
     seconds: float
+    calibrations: dict[str, dict[str, Any]] = {}
 
 
 class Evaluator:
@@ -76,11 +79,12 @@ class Evaluator:
         """Evaluates all tasks; returns None if a signal arrived, and then has changed nothing."""
         self.model.eval()
         self.losses: dict[str, float] = {}
+        self.calibrations: dict[str, dict[str, Any]] = {}
         started = time.perf_counter()
         try:
             with progress_bar(self.tasks, self.accelerator) as self.bar:
                 results = evaluate_tasks(self.tasks, self._logits, self.look)
-            return Evaluation(results, self.losses, time.perf_counter() - started)
+            return Evaluation(results, self.losses, time.perf_counter() - started, self.calibrations)
         except Stopped:
             return None
         finally:
@@ -101,7 +105,16 @@ class Evaluator:
             self.bar.update,
         )
         self.losses[task.name] = mean_loss(task.type, logits, split)
+        if task.calibrate:
+            self.calibrations[task.name] = calibrated(task, logits, split).to_json(task.labels)
         return logits
+
+
+def calibrated(task: TaskData, logits: NDArray[np.float32], split: Split) -> Calibrated:
+    """The calibration of a task on the rows of a split, whose logits are `predict`'s."""
+    metrics = {name: task.type.metric(name, len(task.labels)) for name in task.metrics}
+    references = np.asarray(task.type.references(split, task.labels))
+    return calibrate(task.type.calibration_logits(logits, split), references, metrics)
 
 
 def progress_bar(tasks: Sequence[TaskData], accelerator: Accelerator) -> tqdm:
@@ -256,7 +269,7 @@ def evaluate_tasks(
     for task in tasks:
         if task.validation is not None:
             logits = logits_of(task, task.validation)
-            predictions = task.type.predictions(logits, task.validation, task.labels)
+            predictions = task.predictions(logits, task.validation)
             references = task.type.references(task.validation, task.labels)
             look(task, logits, predictions, references)
             results[task.name] = {}

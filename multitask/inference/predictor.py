@@ -117,7 +117,7 @@ class Predictor:
             )
             for name, split in group.items():
                 head = self.tasks[name]
-                answers = head.type.answers(logits[name].cpu().numpy(), split, head.labels)
+                answers = head.answers(logits[name].cpu().numpy(), split)
                 for place, answer in zip(readable, answers, strict=True):
                     results[place][name] = answer
         # In the order of `tasks`, however they were grouped.

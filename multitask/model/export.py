@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +56,9 @@ def export_run(
         merge: see `export_tasks`.
     """
     encoder = config.model.encoder
+    for name, found in run.calibrations.items():
+        task_config: Any = model.tasks[name].config
+        task_config.calibration = {key: found[key] for key in ("temperature", "thresholds")}
     cards = {task.name: model_card(task, config.tasks[task.name], encoder, run, config.card, merge) for task in tasks}
     export_tasks(model, tokenizer, folder, encoder, merge, cards)
 

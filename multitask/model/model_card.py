@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -22,6 +23,7 @@ class TrainedRun(NamedTuple):
         results: evaluation after this step; empty if there was none.
         stopped: step after which each stopped task was stopped.
         best_by: metric by which this checkpoint was chosen as the best, if it was.
+        calibrations: of the same evaluation, by task, as `Calibrated.to_json` gives them.
     """
 
     step: int
@@ -31,6 +33,7 @@ class TrainedRun(NamedTuple):
     results: Results
     stopped: Mapping[str, int]
     best_by: str | None = None
+    calibrations: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 def model_card(
@@ -111,13 +114,38 @@ label `{config.label_column}`{labels}
 ## Results
 
 {measured if results else "It was not evaluated."}
-
+{_calibration(run.calibrations.get(task.name))}
 ## Use
 
 ```python
 {task.type.usage(task.name, len(config.inputs)) if merged else _use_adapter(task, encoder)}
 ```
 """
+
+
+def _calibration(found: Mapping[str, Any] | None) -> str:
+    """What to do with the logits, and what it changes."""
+    if found is None:
+        return ""
+    errors, thresholds = found["errors"], found["thresholds"]
+    reading = "softmax" if thresholds is None else "sigmoid"
+    text = (
+        f"\n## Calibration\n\nDivide the logits by {found['temperature']:.4g} before the {reading} (`calibration` in "
+        f"config.json): the expected calibration error is then {errors['after']:.3f} in place of "
+        f"{errors['before']:.3f}. The temperature was fitted on the {found['num_rows']:,} rows on which this is "
+        f"measured; on rows that it was not fitted on, the error is {errors['crossfitted']:.3f}.\n"
+    )
+    if thresholds is not None:
+        lines = "\n".join(f"| {label} | {value:.3f} |" for label, value in thresholds.items())
+        three = found["metrics"]
+        changes = "; ".join(
+            f"{name} {three['before'][name]:.4f} without, {three['after'][name]:.4f} with, "
+            f"{three['crossfitted'][name]:.4f} with those fitted on other rows"
+            for name in three["after"]
+        )
+        text += f"\nA label is there where its probability is above its threshold ({changes}):\n\n"
+        text += f"| label | threshold |\n|---|---|\n{lines}\n"
+    return text
 
 
 def _names(config: TaskConfig) -> list[str]:

@@ -20,6 +20,8 @@ from ..data import columns, split
 from ..data.columns import Layout
 from ..data.split import Split
 from ..errors import UserError
+from .calibration import NONE as NO_CALIBRATION
+from .calibration import Calibration
 from .labels import column_labels, labelled_rows
 from .losses import PLAIN, LossOptions
 from .metrics import LocalMetric
@@ -50,6 +52,7 @@ class TaskType(ABC):
         has_label_names: whether `label_names` may name its labels.
         takes_label_columns: whether `label` may be several columns, one for each label.
         has_teachers: whether a teacher's predictions can be mixed with the labels.
+        is_calibrated: whether `calibrate` means something: its logits give probabilities of classes or labels.
         loss_options: settings of the loss that `loss` takes.
         answer_types: Arrow types of the fields that `answers` returns, except probabilities.
         problem_type: `problem_type` in the model's `transformers` configuration.
@@ -72,6 +75,7 @@ class TaskType(ABC):
     has_label_names: ClassVar[bool] = True
     takes_label_columns: ClassVar[bool] = False
     has_teachers: ClassVar[bool] = False
+    is_calibrated: ClassVar[bool] = False
     loss_options: ClassVar[tuple[str, ...]] = ()
     answer_types: ClassVar[dict[str, pa.DataType]] = {"label": pa.string(), "score": pa.float64()}
     problem_type: ClassVar[
@@ -131,6 +135,10 @@ class TaskType(ABC):
     def class_counts(self, split: Split, labels: Sequence[str]) -> NDArray[np.int64] | None:
         """How often each class or label is the right one; None where there are no classes."""
         return None
+
+    def calibration_logits(self, logits: NDArray, split: Split) -> NDArray:
+        """The logits that are calibrated; only for types with `is_calibrated`."""
+        return logits
 
     @abstractmethod
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> Sequence | NDArray:
@@ -243,6 +251,11 @@ class TaskType(ABC):
         if config.teacher and not self.has_teachers:
             known = ", ".join(name for name, type_ in TASK_TYPES.items() if type_.has_teachers)
             raise UserError(f"{key}.teacher: has no effect with type {self.name}; it belongs to {known}")
+        if config.calibrate and not self.is_calibrated:
+            known = ", ".join(name for name, type_ in TASK_TYPES.items() if type_.is_calibrated)
+            raise UserError(f"{key}.calibrate: has no effect with type {self.name}; it belongs to {known}")
+        if config.calibrate and config.validation_split is None:
+            raise UserError(f"{key}.calibrate: needs validation rows, and {key}.validation_split is null")
         if config.teacher and config.focal_gamma:
             raise UserError(f"{key}.focal_gamma: needs one right class, and {key}.teacher gives probabilities")
         for option in () if self.reads_choices else ("choices", "choice_labels"):
@@ -357,6 +370,7 @@ class Task:
         labels: names of the classes or labels; of the choices' positions; "start" and "end"; empty for regression.
         mean: mean training label, the initial bias of a regression head.
         rows: what its rows are called, if several tasks read them.
+        calibration: of a trained model.
     """
 
     name: str
@@ -364,6 +378,19 @@ class Task:
     labels: tuple[str, ...]
     mean: float = 0.0
     rows: str | None = None
+    calibration: Calibration = NO_CALIBRATION
+
+    def predictions(self, logits: NDArray, split: Split) -> Sequence | NDArray:
+        """Calibrated predictions in the form that the metrics take, as `TaskType.predictions`."""
+        return self.type.predictions(self.calibration.applied(logits), split, self.labels, *self._thresholds())
+
+    def answers(self, logits: NDArray, split: Split) -> list[dict[str, Any]]:
+        """Calibrated answers of `--mode predict` and `Predictor`, a mapping per example."""
+        return self.type.answers(self.calibration.applied(logits), split, self.labels, *self._thresholds())
+
+    def _thresholds(self) -> list[Sequence[float]]:
+        """The last argument of types whose labels have thresholds."""
+        return [] if self.calibration.thresholds is None else [self.calibration.thresholds]
 
     @property
     def stream(self) -> str:

@@ -33,7 +33,7 @@ class Classification(TextTask):
     auto_class = AutoModelForSequenceClassification
     hub_name = "text-classification"
     metrics = ("accuracy", "f1", "matthews_correlation")
-    takes_label_columns = has_teachers = True
+    takes_label_columns = has_teachers = is_calibrated = True
     loss_options = ("class_weights", "label_smoothing_factor", "focal_gamma")
     problem_type = "single_label_classification"
 

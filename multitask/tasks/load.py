@@ -35,6 +35,7 @@ class TaskData(Task):
         metrics: metrics to report.
         weight: factor on the example losses.
         loss_options: what the loss is besides that of the type.
+        calibrate: whether to fit a calibration on the validation rows.
         notes: on what is unusual about the rows.
         train: rows to train on; those of `validation`, where a trained model is only evaluated.
         validation: rows to evaluate on, if any.
@@ -45,6 +46,7 @@ class TaskData(Task):
     metrics: tuple[str, ...] = ()
     weight: float = 1.0
     loss_options: LossOptions = PLAIN
+    calibrate: bool = False
     notes: tuple[str, ...] = ()
     _: KW_ONLY
     train: Split
@@ -188,6 +190,7 @@ def load_task(
         metrics=metrics,
         weight=config.weight,
         loss_options=loss_options(name, config, labels, first_split, is_dense),
+        calibrate=config.calibrate,
         train=first_split,
         notes=tuple(notes),
         validation=validation_split,

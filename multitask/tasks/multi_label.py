@@ -19,6 +19,7 @@ from ..data.columns import Layout, label_text, number_of, value_at
 from ..data.split import Split
 from ..errors import UserError
 from .base import by_name, example_texts, pipeline_usage
+from .calibration import decided
 from .labels import arrow_column, column_labels, dense_names, distinct, labelled_rows, numbers_in
 from .losses import PLAIN, LossOptions, label_loss
 from .metrics import of_labels
@@ -35,7 +36,7 @@ class MultiLabelClassification(TextTask):
     columns = {"label": List(Value("float32"))}
     metrics = ("f1_micro", "f1_macro", "accuracy")
     num_default_metrics = 2
-    takes_label_columns = has_teachers = True
+    takes_label_columns = has_teachers = is_calibrated = True
     loss_options = ("class_weights", "label_smoothing_factor", "focal_gamma")
     problem_type = "multi_label_classification"
     prediction = reference = List(Value("int64"))
@@ -64,16 +65,20 @@ class MultiLabelClassification(TextTask):
         """0 or 1 for each label; 1 where it is likelier than not."""
         return (split.row_labels > 0.5).astype(np.int64)
 
-    def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> NDArray:
-        return (logits > 0).astype(int)
+    def predictions(
+        self, logits: NDArray, split: Split, names: Sequence[str], thresholds: Sequence[float] | None = None
+    ) -> NDArray:
+        return decided(logits, thresholds)
 
-    def answers(self, logits: NDArray, split: Split, names: Sequence[str]) -> list[dict[str, Any]]:
+    def answers(
+        self, logits: NDArray, split: Split, names: Sequence[str], thresholds: Sequence[float] | None = None
+    ) -> list[dict[str, Any]]:
         return [
             {
-                "labels": [name for name, probability in zip(names, of_row, strict=True) if probability > 0.5],
+                "labels": [name for name, is_there in zip(names, there, strict=True) if is_there],
                 "probabilities": by_name(of_row, names),
             }
-            for of_row in expit(logits)
+            for of_row, there in zip(expit(logits), decided(logits, thresholds), strict=True)
         ]
 
     def metric(self, name: str, num_labels: int) -> Callable[..., float]:

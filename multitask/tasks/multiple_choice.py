@@ -37,7 +37,7 @@ class MultipleChoice(TextTask):
     metrics = ("accuracy", "f1", "matthews_correlation")
     reads_choices = True
     has_label_names = False
-    has_teachers = True
+    has_teachers = is_calibrated = True
     several_sequences = True
     answer_types = {"label": pa.string(), "choice": pa.int64(), "score": pa.float64()}
 
@@ -61,6 +61,9 @@ class MultipleChoice(TextTask):
         taught = present(logits, split.labels >> SHIFT)
         is_absent = np.isinf(taught)
         return np.where(is_absent, -1, own), np.where(is_absent, -1, softmax(taught, axis=-1))
+
+    def calibration_logits(self, logits: NDArray, split: Split) -> NDArray:
+        return present(logits, split.row_labels >> SHIFT)
 
     def predictions(self, logits: NDArray, split: Split, names: Sequence[str]) -> NDArray:
         return present(logits, split.row_labels >> SHIFT).argmax(axis=-1)

@@ -153,6 +153,26 @@ def scatter(title: str, true: Sequence[float], predicted: Sequence[float]) -> Ma
     return drawn.svg
 
 
+def reliability(title: str, bins: Mapping[str, Sequence[tuple[float, float, int]]]) -> Markup:
+    """Accuracy over confidence, before and after a calibration, with the line on which they are equal.
+
+    Args:
+        title: for screen readers.
+        bins: (mean confidence, accuracy, number of decisions) of each bin, by the name of the curve.
+    """
+    with drawing(title, height=3.8) as (axes, drawn):
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
+        for number, (name, of_curve) in enumerate(bins.items()):
+            confidence, accuracy, counts = np.asarray(of_curve, float).T
+            sizes = 8 + 80 * counts / counts.sum()  # a large mark is of many decisions
+            axes.plot(confidence, accuracy, color=PALETTE[number], linewidth=1)
+            axes.scatter(confidence, accuracy, s=sizes, color=PALETTE[number], label=name, alpha=0.8, linewidths=0)
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("share that is right")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return drawn.svg
+
+
 def heat(
     title: str,
     rows: Sequence[str],

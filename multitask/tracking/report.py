@@ -174,8 +174,24 @@ def _task(name: str, curves: Curves, predictions: Mapping[str, Any] | None) -> d
             caption = "Labels (rows) and predictions (columns)"
             caption += f"; {picture['others']:,} with other labels" if picture["others"] else ""
             drawn.append((caption, charts.heat(title, labels, labels, shade, texts, ("label", "predicted"))))
-    predictions = predictions or {"mistakes": [], "watched": [], "type": ""}
-    return {"name": name, "charts": drawn} | {key: predictions[key] for key in ("type", "mistakes", "watched")}
+        if found := predictions.get("calibration"):
+            drawn.append((calibration_caption(found), charts.reliability(f"{name}: calibration", found["bins"])))
+    predictions = predictions or {}
+    shown = {"type": "", "mistakes": [], "watched": [], "classes": {"counts": {}, "others": 0}}
+    return {"name": name, "charts": drawn} | {key: predictions.get(key, empty) for key, empty in shown.items()}
+
+
+def calibration_caption(found: Mapping[str, Any]) -> str:
+    """What a calibration changes, and that it was fitted on the same rows."""
+    errors, metrics = found["errors"], found["metrics"]
+    text = (
+        f"Confidence and accuracy; expected calibration error {errors['before']:.3f}, with a temperature of "
+        f"{found['temperature']:.3g} {errors['after']:.3f}"
+    )
+    for name in metrics.get("after", {}):
+        before, after, crossfitted = (metrics[when][name] for when in ("before", "after", "crossfitted"))
+        text += f"; {name} {before:.3f}, with thresholds {after:.3f} (cross-fitted {crossfitted:.3f})"
+    return f"{text}. Fitted on these rows; on rows that it was not fitted on the error is {errors['crossfitted']:.3f}"
 
 
 def agreement(curves: Curves) -> list[tuple[str, Markup]]:

@@ -132,7 +132,11 @@ class RunLogger:
             return
         self.bar.write(evaluation_lines(step, found, self.best_scores))
         self.log(step, evaluation_values(found))
-        more = {"losses": found.losses, "run_seconds": self.state.elapsed()}
+        more: dict[str, Any] = {"losses": found.losses, "run_seconds": self.state.elapsed()}
+        if found.calibrations:
+            more["calibrations"] = found.calibrations
+            for name, of_task in found.calibrations.items():
+                self.seen[name]["calibration"] = of_task
         write_results(self.folder / "metrics.json", step, found.results, average(found.results), **more)
         write_atomically(self.folder / "predictions.json", json.dumps({"step": step, "tasks": self.seen}))
         write_rows(self.folder / VALIDATION_ROWS, self.rows)

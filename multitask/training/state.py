@@ -50,6 +50,7 @@ class SavedState:
             of teachers (`teacher of rte`).
         results: results of the evaluation after this step; None without one.
         average: mean of `results` over the tasks.
+        calibrations: of the same evaluation, by task, as `Evaluation` has them.
         best: step and score of the best checkpoint (`EarlyStopping`).
         waits: each task's best score and the number of evaluations since (`EarlyStopping`).
         stopped: the step at which each task was stopped (`EarlyStopping`).
@@ -71,6 +72,7 @@ class SavedState:
     fingerprints: dict[str, str] = field(default_factory=dict)
     results: Results | None = None
     average: float | None = None
+    calibrations: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=lambda: {"step": None})
     waits: dict[str, dict[str, float]] = field(default_factory=dict)
     stopped: dict[str, int] = field(default_factory=dict)
@@ -86,7 +88,9 @@ class SavedState:
     def trained_run(self, best_by: str | None = None) -> TrainedRun:
         """The run's entries for a model card; `best_by` is the metric by which this is the best checkpoint."""
         results = self.results or {}
-        return TrainedRun(self.step, self.command, self.versions, self.rows, results, self.stopped, best_by)
+        return TrainedRun(
+            self.step, self.command, self.versions, self.rows, results, self.stopped, best_by, self.calibrations
+        )
 
     def to_json(self) -> str:
         """The text of `state.json`."""
@@ -133,6 +137,7 @@ class TrainState:
         fingerprints: as of `SavedState`.
         step: number of steps done.
         results: results of the evaluation after this step; None without one.
+        calibrations: of the same evaluation.
         run_id: the run's id in the trackers; a resumed run keeps it.
         seconds: duration of the run before it was resumed.
         planned_steps: length of the run when it was saved; 0 for a new run.
@@ -153,6 +158,7 @@ class TrainState:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     step: int = 0
     results: Results | None = None
+    calibrations: dict[str, dict[str, Any]] = field(default_factory=dict)
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     seconds: float = 0.0
     planned_steps: int = 0
@@ -164,7 +170,7 @@ class TrainState:
 
     def advance(self, step: int) -> None:
         """Sets the step after an update, averages the weights, and clears the results of the last evaluation."""
-        self.step, self.results = step, None
+        self.step, self.results, self.calibrations = step, None, {}
         self.average.update(step)
 
     def saved(self) -> SavedState:
@@ -178,6 +184,7 @@ class TrainState:
             fingerprints=dict(self.fingerprints),
             results=self.results,
             average=average(self.results) if self.results else None,
+            calibrations=self.calibrations,
             **self.stopping.state_dict(),
             balancing=self.weighting.state_dict(),
             window=self.window.state_dict(),
@@ -191,6 +198,7 @@ class TrainState:
     def load(self, saved: SavedState) -> None:
         """Restores the state that `saved` returned."""
         self.step, self.results, self.run_id = saved.step, saved.results, saved.run_id or self.run_id
+        self.calibrations = saved.calibrations
         self.seconds, self.planned_steps = saved.seconds, saved.max_steps
         self.stopping.load_state_dict({"best": saved.best, "waits": saved.waits, "stopped": saved.stopped})
         self.weighting.load_state_dict(saved.balancing)

@@ -95,7 +95,7 @@ def test_the_set_of_options_is_what_it_was_meant_to_be():
         f.name: len(dataclasses.fields(f.type)) for f in dataclasses.fields(config) if dataclasses.is_dataclass(f.type)
     }
     assert count == {"model": 4, "training": 29, "mixture": 6, "checkpoints": 1, "tracking": 4, "card": 2}
-    assert len(dataclasses.fields(TaskConfig)) == 23
+    assert len(dataclasses.fields(TaskConfig)) == 24
     assert len(dataclasses.fields(AdapterConfig)) == 6
 
 
@@ -127,7 +127,7 @@ OPTIONS = {
     "--max_steps 5": "--max_steps: unknown option; did you mean '--training.max_steps'?",
     "--rank 8": "--rank: unknown option; did you mean '--adapters.rank'?",
     "--taining.seed 1": "--taining.seed: unknown option; did you mean '--training'? (options: --adapters, --card, --checkpoint, --checkpoints, --config, --data_root, --debug, --dry_run, --help, --input, --mixture, --mode, --model, --model_root, --num_proc, --only, --output, --print_config, --push_to_hub, --seeds, --skip_bad_rows, --tasks, --tracking, --training, -h)",
-    "--tasks.animal.wight 3": "--tasks.animal.wight: unknown key; did you mean 'weight'? (valid: adapter, choice_labels, choices, class_weights, data_files, dataset, focal_gamma, inputs, label, label_names, label_smoothing_factor, learning_rate, max_eval_examples, max_train_examples, metrics, patience, rows, subset, teacher, train_split, type, validation_split, weight)",
+    "--tasks.animal.wight 3": "--tasks.animal.wight: unknown key; did you mean 'weight'? (valid: adapter, calibrate, choice_labels, choices, class_weights, data_files, dataset, focal_gamma, inputs, label, label_names, label_smoothing_factor, learning_rate, max_eval_examples, max_train_examples, metrics, patience, rows, subset, teacher, train_split, type, validation_split, weight)",
     "--tasks.animal.weight 0": "tasks.animal.weight: 0.0 is not a positive number",
     "--tasks.animal.metrics [acuracy]": "--tasks.animal.metrics: unknown value 'acuracy'; did you mean 'accuracy'? (valid: accuracy, exact_match, f1, f1_macro, f1_micro, matthews_correlation, mse, pearson, precision, recall, spearmanr)",
     "--tasks.animal.type classificaton": "--tasks.animal.type: unknown value 'classificaton'; did you mean 'classification'? (valid: classification, multi_label_classification, multiple_choice, question_answering, regression, token_classification)",
@@ -168,7 +168,7 @@ OPTIONS = {
     "--mixture.cap 0": "mixture.cap: 0 is not a positive number",
     "--tasks.animal.patience 2": "tasks.animal.patience: needs evaluations to count; set training.eval_steps",
     "--tasks.animal.patience 0": "tasks.animal.patience: 0 is not a positive number",
-    "--tasks.animal.patiense 2": "--tasks.animal.patiense: unknown key; did you mean 'patience'? (valid: adapter, choice_labels, choices, class_weights, data_files, dataset, focal_gamma, inputs, label, label_names, label_smoothing_factor, learning_rate, max_eval_examples, max_train_examples, metrics, patience, rows, subset, teacher, train_split, type, validation_split, weight)",
+    "--tasks.animal.patiense 2": "--tasks.animal.patiense: unknown key; did you mean 'patience'? (valid: adapter, calibrate, choice_labels, choices, class_weights, data_files, dataset, focal_gamma, inputs, label, label_names, label_smoothing_factor, learning_rate, max_eval_examples, max_train_examples, metrics, patience, rows, subset, teacher, train_split, type, validation_split, weight)",
     "--tasks.animal.learning_rate=-1": "tasks.animal.learning_rate: -1.0 is not a positive number",
     "--mixture.sampling weights --mixture.weights {animal:0,choice:1,similar:1} --tasks.animal.learning_rate 1": "tasks.animal.learning_rate: has no effect, as mixture.weights gives animal nothing to learn",
     "--training.load_best_model_at_end true": "training.load_best_model_at_end: the only evaluation is at the end; set training.eval_steps",
