@@ -41,7 +41,6 @@ class Kind(NamedTuple):
 
 NULL, TEXT = Kind(), Kind("text")
 SCALARS = ("bool", "int", "float", "text")
-SEPARATED = ("csv", "tsv")  # all their cells are texts
 SHOWN_AFTER = 3  # seconds
 ROWS_AT_ONCE = 10_000  # that are written
 
@@ -55,7 +54,7 @@ def read_files(files: Sequence[str], kind: str, columns: Mapping[str, str], key:
 
     Args:
         files: existing files.
-        kind: csv, tsv or json.
+        kind: csv or tsv, whose cells are all texts, or the one character that divides their columns; or json.
         columns: columns to read, as dotted paths, each with the setting that names it; in the result each is a column
             of that name.
         key: of the setting that names the files, for error messages.
@@ -71,7 +70,7 @@ def read_files(files: Sequence[str], kind: str, columns: Mapping[str, str], key:
     name = digest.hexdigest()
     path = Path(datasets.config.HF_DATASETS_CACHE) / "multitask" / f"{name}.arrow"
     if not path.exists():
-        kinds = dict.fromkeys(columns, TEXT) if kind in SEPARATED else _kinds(files, kind, columns, key)
+        kinds = dict.fromkeys(columns, TEXT) if kind != "json" else _kinds(files, kind, columns, key)
         unseen = [column for column, of_column in kinds.items() if of_column in (NULL, TEXT)]
         known = _known(files, kind, unseen, key) if unseen else {}
         for column in unseen:
@@ -125,7 +124,7 @@ def _known(files: Sequence[str], kind: str, columns: Sequence[str], key: str) ->
     """The paths of columns in the rows, up to the row in which the last of some columns was seen."""
     known: dict[str, None] = {}
     for _, _, row in _numbered(files, kind, key):
-        known |= dict.fromkeys(row if kind in SEPARATED else _paths(row))
+        known |= dict.fromkeys(row if kind != "json" else _paths(row))
         if all(column in known for column in columns):
             break
     if not known:
@@ -192,7 +191,7 @@ def _feature(kind: Kind) -> Any:
 def _rows(files: Sequence[str], kind: str, kinds: dict[str, Kind], key: str) -> Iterator[tuple]:
     """The values of each row's columns."""
     for _, _, row in _numbered(files, kind, key):
-        if kind in SEPARATED:
+        if kind != "json":
             yield tuple(map(row.get, kinds))
         else:
             yield tuple(_converted(value_at(row, column), of) for column, of in kinds.items())

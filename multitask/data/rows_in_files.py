@@ -19,13 +19,16 @@ csv.field_size_limit(sys.maxsize)  # a field may be longer than 131,072 characte
 
 Row = dict[str, Any]
 
+SEPARATORS = {"csv": ",", "tsv": "\t"}
+
 
 def read_rows(path: str, kind: str = "") -> Iterator[Row | UserError]:
     """Yields the rows of a file in order, read lazily; in place of a row that cannot be read, its `UserError`.
 
     Args:
         path: a file of JSON Lines, a JSON array of objects, CSV or TSV with a head line, or Parquet.
-        kind: csv, tsv, json or parquet; by default that of the file's ending.
+        kind: csv, tsv, json or parquet, or the one character that divides its columns; by default that of the file's
+            ending.
 
     Raises:
         UserError: if the file as a whole cannot be read; the message names it.
@@ -35,11 +38,11 @@ def read_rows(path: str, kind: str = "") -> Iterator[Row | UserError]:
         if kind == "parquet":
             yield from _parquet_rows(path)
         else:
-            with open(path, encoding="utf-8-sig", newline="" if kind in ("csv", "tsv") else None) as file:
+            with open(path, encoding="utf-8-sig", newline=None if kind == "json" else "") as file:
                 if kind == "json":
                     yield from json_rows(file)
                 else:
-                    yield from _separated_rows(file, "\t" if kind == "tsv" else ",")
+                    yield from _separated_rows(file, SEPARATORS.get(kind, kind))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}; convert it to UTF-8, as with iconv") from error
     except (OSError, csv.Error, pa.ArrowInvalid) as error:

@@ -1,12 +1,13 @@
 """Sources of a task's rows: a hub dataset, a local mirror of the hub, or files."""
 
 import dataclasses
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -32,17 +33,19 @@ from huggingface_hub import constants
 
 from ..config.schema import FILE_FORMATS, TaskConfig
 from ..errors import UserError, first_line, hint
-from ..utils import stable_seed
+from ..utils import partial_file, stable_seed
 from .local_files import read_files
 from .remote_files import is_remote, local_copies
 
 # Settings of a folder's files that do not change how they are read, or that `_plain_format` looks at.
-WHERE_AND_WHAT = ("name", "version", "data_dir", "data_files", "description", "sep")
+WHERE_AND_WHAT = ("name", "version", "data_dir", "data_files", "description", "sep", "delimiter")
 
 TEXTS = (Value("string"), Value("large_string"))
 
 # Reading a local file is counted by a request to a server; a quick start without a network should not wait for it.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+# The hub's viewer has converted each data set to Parquet with types that it guessed; what an author declares counts.
+datasets.config.USE_PARQUET_EXPORT = False
 
 
 def load_splits(
@@ -89,7 +92,7 @@ def load_splits(
         elif Path(source).is_dir():
             found = _read_folder(source, config, columns, key)
         else:
-            found = load_dataset(source, config.subset, data_files=config.data_files)
+            found = _read_hub(source, config, columns, key)
     except (DatasetNotFoundError, ConnectionError) as error:
         reason = "the hub cannot be reached for" if isinstance(error, ConnectionError) else "the hub does not have"
         raise UserError(f"{key}.dataset: {reason} '{config.dataset}'{_searched(config.dataset, data_root)}") from error
@@ -203,21 +206,67 @@ def _read_parquet(files: list[str], split: str, columns: Mapping[str, str]) -> D
     return load_dataset("parquet", data_files={split: files}, split=split, columns=read or None)
 
 
+class _PlainFiles(NamedTuple):
+    """Files of a dataset whose cells are read as they stand.
+
+    Args:
+        kind: of the files, as `read_files` takes it.
+        files: of each split, on this machine; None for a split that is not read.
+        classes: names of the classes of columns that declare them.
+    """
+
+    kind: str
+    files: dict[str, list[str] | None]
+    classes: dict[str, list[str]]
+
+
+def _read_hub(name: str, config: TaskConfig, columns: Mapping[str, str], key: str) -> Mapping[str, Dataset]:
+    """The splits of a hub data set; without a network, those of an earlier run."""
+    asked = (name, config.subset, config.data_files, config.train_split, config.validation_split, sorted(columns))
+    memo = Path(datasets.config.HF_DATASETS_CACHE) / "multitask" / f"{stable_seed(*asked):016x}.json"
+    if constants.is_offline_mode() and memo.exists():
+        earlier = _PlainFiles(**json.loads(memo.read_text(encoding="utf-8")))
+        if all(Path(file).exists() for files in earlier.files.values() for file in files or ()):
+            return _read_plain(earlier, columns, key)
+    plain = _plain_files(load_dataset_builder(name, config.subset, data_files=config.data_files), config, columns)
+    if plain is None:  # `datasets` keeps those in its own cache
+        return load_dataset(name, config.subset, data_files=config.data_files)
+    found = _read_plain(plain, columns, key)
+    with partial_file(memo) as partial:
+        partial.write_text(json.dumps(plain._asdict()), encoding="utf-8")
+    return found
+
+
 def _read_folder(folder: str, config: TaskConfig, columns: Mapping[str, str], key: str) -> Mapping[str, Dataset]:
-    """The splits of a folder of files; texts and classes in CSV, TSV and JSON are read as they stand."""
-    builder = load_dataset_builder(folder, config.subset, data_files=config.data_files)
+    """The splits of a folder of files."""
+    plain = _plain_files(load_dataset_builder(folder, config.subset, data_files=config.data_files), config, columns)
+    if plain is None:
+        return load_dataset(folder, config.subset, data_files=config.data_files)
+    return _read_plain(plain, columns, key)
+
+
+def _plain_files(builder: DatasetBuilder, config: TaskConfig, columns: Iterable[str]) -> _PlainFiles | None:
+    """The files of a dataset of CSV, TSV or JSON, downloaded; None where it declares types that are not text."""
     kind, declared = _plain_format(builder), builder.info.features or {}
     types = {column: declared[column] for column in columns if column in declared}
     if kind is None or not all(type_ in TEXTS or isinstance(type_, ClassLabel) for type_ in types.values()):
-        return load_dataset(folder, config.subset, data_files=config.data_files)
-    found = {str(split): Dataset.from_dict({}) for split in builder.config.data_files}
-    for split in (split for split in found if split in (config.train_split, config.validation_split)):
-        files = DownloadManager().download_and_extract(list(builder.config.data_files[split]))
-        found[split] = read_files(list(map(str, files)), kind, columns, f"{key}.dataset", split)
-        for column, type_ in types.items():
-            if isinstance(type_, ClassLabel):
-                features = Features({**found[split].features, column: type_})
-                arguments = {"column": column, "classes": type_}
+        return None
+    files: dict[str, list[str] | None] = {str(split): None for split in builder.config.data_files}
+    for split in (split for split in files if split in (config.train_split, config.validation_split)):
+        files[split] = list(map(str, DownloadManager().download_and_extract(list(builder.config.data_files[split]))))
+    return _PlainFiles(kind, files, {c: type_.names for c, type_ in types.items() if isinstance(type_, ClassLabel)})
+
+
+def _read_plain(plain: _PlainFiles, columns: Mapping[str, str], key: str) -> dict[str, Dataset]:
+    """The splits, of which those that are not read have no rows."""
+    found = {split: Dataset.from_dict({}) for split in plain.files}
+    for split, files in plain.files.items():
+        if files is not None:
+            found[split] = read_files(files, plain.kind, columns, f"{key}.dataset", split)
+            for column, names in plain.classes.items():
+                classes = ClassLabel(names=names)
+                features = Features({**found[split].features, column: classes})
+                arguments = {"column": column, "classes": classes}
                 found[split] = found[split].map(_as_classes, batched=True, features=features, fn_kwargs=arguments)
     return found
 
@@ -229,13 +278,16 @@ def _as_classes(rows: dict[str, list], column: str, classes: ClassLabel) -> dict
 
 
 def _plain_format(builder: DatasetBuilder) -> str | None:
-    """csv, tsv or json, if a dataset is of such files alone, without settings in its README."""
+    """The kind of a dataset's files, as `read_files` takes it, if its README has no settings but their separator."""
     if not isinstance(builder, (Csv, Json)):
         return None
     settings = {f.name: f.default for f in dataclasses.fields(builder.config) if f.name not in WHERE_AND_WHAT}
     if any(getattr(builder.config, name) != default for name, default in settings.items()):
         return None
-    return "json" if isinstance(builder, Json) else {",": "csv", "\t": "tsv"}.get(builder.config.sep)
+    if isinstance(builder, Json):
+        return "json"
+    separator = builder.config.delimiter or builder.config.sep  # two names of one setting
+    return {",": "csv", "\t": "tsv"}.get(separator, separator if len(separator) == 1 else None)
 
 
 def _check_columns(split: str, dataset: Dataset, columns: Mapping[str, str]) -> None:

@@ -1,0 +1,71 @@
+"""As much of the Hugging Face hub's API as reading a data set needs."""
+
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlparse
+
+COMMIT = "1" * 40
+
+
+class DatasetHub:
+    """Listens at `url` until `stop`; `files[repository]` are the files by path."""
+
+    def __init__(self, files: dict[str, dict[str, bytes]]):
+        self.files, hub = files, self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(handler) -> None:
+                body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+                status, headers, content = hub.answer(handler.path, body)
+                handler.send_response(status)
+                for name, value in ({"Content-Length": str(len(content))} | headers).items():
+                    handler.send_header(name, value)
+                handler.end_headers()
+                if handler.command != "HEAD":
+                    handler.wfile.write(content)
+
+            do_POST = do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """The status, headers and content for a request."""
+        place = unquote(urlparse(path).path)
+        if found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.+)", place):
+            content = self.files.get(found[1], {}).get(found[2])
+            if content is None:
+                return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
+            etag = hashlib.sha1(content).hexdigest()
+            return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'}, content
+        if not (found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(/.*)?", place)) or found[1] not in self.files:
+            is_root = place == "/"
+            return (200, {}, b"") if is_root else (404, {"X-Error-Code": "RepoNotFound"}, b"{}")
+        files, rest = self.files[found[1]], found[2] or ""
+        entries = [{"type": "file", "path": p, "size": len(c), "oid": "0" * 40} for p, c in files.items()]
+        if rest.startswith("/paths-info"):
+            try:
+                wanted = json.loads(body)["paths"]
+            except ValueError:
+                wanted = parse_qs(body.decode())["paths"]
+            return self.json([entry for entry in entries if entry["path"] in wanted])
+        if rest.startswith("/tree"):
+            return self.json(entries)
+        siblings = [{"rfilename": p} for p in files]
+        return self.json({"id": found[1], "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
+
+    def json(self, value: object) -> tuple[int, dict[str, str], bytes]:
+        return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
