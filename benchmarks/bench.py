@@ -20,15 +20,23 @@ import traceback
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from multitask.errors import UserError
 
-from . import gpu, growth, processes, quality, report, speed, workload
+from . import gpu, growth, labels, processes, quality, report, speed, workload
 from .isolated import ROOT, Failed
 from .results import Results
 from .setting import Setting
 
-QUESTIONS = {"speed": speed, "growth": growth, "processes": processes, "quality": quality, "gpu": gpu}
+QUESTIONS: dict[str, Any] = {
+    "speed": speed,
+    "growth": growth,
+    "processes": processes,
+    "labels": labels,
+    "quality": quality,
+    "gpu": gpu,
+}
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
 
 
@@ -111,7 +119,7 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="measure nothing, write the page")
     arguments = parser.parse_args()
     usual = {
-        "only": ["speed", "growth", "processes", "quality"],
+        "only": ["speed", "growth", "processes", "labels", "quality"],
         "rounds": 5,
         "steps": 16,
         "seeds": 3,

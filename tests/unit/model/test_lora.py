@@ -15,7 +15,7 @@ import transformers
 from helpers.encoders import ENCODER_CONFIGS
 from helpers.lanes import fast_if
 from helpers.runs import assert_same_curve, curve
-from helpers.tasks import ALL_TASKS, TASKS, batch_of, padded, read_jsonl, write_jsonl
+from helpers.tasks import ALL_TASKS, TASKS, batch_of, packed_of, padded, read_jsonl, write_jsonl
 from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import CheckpointError
 
@@ -28,6 +28,7 @@ from multitask.model.export import export_tasks
 from multitask.model.lora import SHARED, add_adapters
 from multitask.model.multitask import checkpoint_gradients, logits_of
 from multitask.model.pretrained import build_model
+from multitask.model.routing import RoutedLinear
 
 # PEFT asks transformers under an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -155,6 +156,31 @@ def test_dropout_is_in_front_of_each_adapter(make):
     add_adapters(model, 4, 16.0, dropout=0.25, scope="both")
     probabilities = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
     assert probabilities == [0.25] * 12 * 4  # 12 layers; three tasks and the shared one
+
+
+@pytest.mark.parametrize("scope", ["per_task", "both"])
+@pytest.mark.parametrize(("rank", "is_possible"), [(8, True), (16, True), (4, False)])
+def test_one_product_for_all_ranges_is_that_of_each(adapted, monkeypatch, scope, rank, is_possible):
+    """In bfloat16 on a CPU; compared with the ranges one by one, in logits and gradients."""
+    model, tasks, _, _ = adapted("bert", scope, rank)
+    batch = packed_of(tasks)
+    found, calls = [], []
+    grouped = RoutedLinear.grouped_update
+    monkeypatch.setattr(RoutedLinear, "grouped_update", lambda *a: calls.append(1) or grouped(*a))
+    for is_grouped in (True, False):
+        if not is_grouped:
+            monkeypatch.setattr(RoutedLinear, "can_be_grouped", lambda *_: False)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(batch.inputs)
+        sum(task.type.loss(logits[task.name].float(), batch.labels[task.name]).sum() for task in tasks).backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        found.append((logits, gradients))
+    assert len(calls) == (12 if is_possible else 0)  # layers of the encoder with LoRA
+    for one, each in zip(*found, strict=True):
+        for name in each:
+            difference = (one[name].float() - each[name].float()).norm()
+            assert difference < 0.03 * each[name].float().norm().clamp(min=1e-3), name
 
 
 @pytest.mark.filterwarnings("error")  # PEFT's, on several adapters in a model, is not passed on
