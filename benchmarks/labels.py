@@ -29,7 +29,7 @@ LOSSES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "class_weights: balanced": ({"class_weights": "balanced"}, "rare", "even", "f1"),
     "focal_gamma: 2": ({"focal_gamma": 2.0}, "rare", "even", "f1"),
     "label_smoothing_factor: 0.2": ({"label_smoothing_factor": 0.2}, "wrong", "even", "accuracy"),
-    "probabilities as labels": ({"label": ["low", "high"]}, "between", "sure", "accuracy"),
+    "probabilities as labels": ({"label": ["no", "yes"]}, "between", "sure", "accuracy"),
 }
 CASES = {
     "even": "both classes alike",
@@ -83,8 +83,8 @@ def _mixture(setting: Setting, name: str, tasks: dict[str, Any]) -> Path:
 def _write(path: Path, rows: Rows) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     for row in rows:
-        row |= {"kind": "even" if round(10 * row["label"]) % 2 else "odd", "tags": ["long"] * (len(row["a"]) > 50)}
-        row["tags"] += ["question"] * ("?" in row["b"]) + ["high"] * (row["label"] > 3)
+        row |= {"kind": "even" if len(row["a"]) % 2 == 0 else "odd", "tags": ["long"] * (len(row["a"]) > 50)}
+        row["tags"] += ["question"] * ("?" in row["b"]) + ["short"] * (len(row["b"]) < 50)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -100,7 +100,7 @@ def step_times(options: list[str], folder: Path) -> dict[str, float]:
 
 
 def case_rows(rows: Rows, case: str, seed: int) -> tuple[Rows, Rows]:
-    """Rows to train on and to judge by: `label`, the right class, and `low` and `high`, their probabilities."""
+    """Rows to train on and to judge by: `label`, the right class, and `no` and `yes`, their probabilities."""
     rng = np.random.default_rng(seed)
     scores = np.array([row["label"] for row in rows], float)
     scores = (scores - scores.min()) / np.ptp(scores)
@@ -110,14 +110,14 @@ def case_rows(rows: Rows, case: str, seed: int) -> tuple[Rows, Rows]:
         case, 0.5
     )
     made = [
-        {"a": rows[n]["a"], "b": rows[n]["b"], "label": "high" if scores[n] >= bound else "low"}
-        | {"low": 1 - scores[n], "high": scores[n]}
+        {"a": rows[n]["a"], "b": rows[n]["b"], "label": "yes" if scores[n] >= bound else "no"}
+        | {"no": 1 - scores[n], "yes": scores[n]}
         for n in numbers
     ]
     train, judged = made[: len(made) // 2], made[len(made) // 2 :]
     for row in train if case == "wrong" else ():
         if rng.random() < WRONG:
-            row["label"] = {"high": "low", "low": "high"}[row["label"]]
+            row["label"] = {"yes": "no", "no": "yes"}[row["label"]]
     return train, judged
 
 
@@ -128,7 +128,7 @@ def _train(setting: Setting, rows: Rows, seed: int, case: str, option: str, sett
     files = {}
     for split, of_split in (("train", train), ("validation", judged)):
         # Judged by the class, also where probabilities are trained on.
-        sure = [row | {"low": float(row["label"] == "low"), "high": float(row["label"] == "high")} for row in of_split]
+        sure = [row | {"no": float(row["label"] == "no"), "yes": float(row["label"] == "yes")} for row in of_split]
         files[split] = str(data / f"{case}-{seed}-{split}.jsonl")
         written = of_split if split == "train" else sure
         Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in written))
