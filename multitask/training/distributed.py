@@ -15,7 +15,8 @@ from accelerate.utils import (
     is_torch_xla_available,
     parse_flag_from_env,
 )
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import UserError
@@ -124,6 +125,13 @@ def check_share(batch_size: int, num_processes: int) -> None:
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor; for a sharded tensor a collective call of all processes."""
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def reshard(model: nn.Module) -> None:
+    """Has each process hold its shards alone again; after a forward without a backward, FSDP leaves whole weights."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_swa_avg_fn
 
-from .distributed import shared_out, whole
+from .distributed import reshard, shared_out, whole
 
 
 class WeightAverage:
@@ -69,5 +69,6 @@ class WeightAverage:
 
     @torch.no_grad()
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
+        reshard(self.model)
         for name, weight in self._trained() if tensors else ():
             weight.copy_(tensors[name])

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.runs import assert_same_curve, assert_same_run, damage, numbers, start, wait_for_step
+from helpers.runs import (
+    assert_same_curve,
+    assert_same_run,
+    assert_same_weight,
+    damage,
+    numbers,
+    start,
+    wait_for_step,
+    weights,
+)
 from helpers.tasks import make_rows, read_jsonl, write_jsonl
 from safetensors.torch import load_file
 
@@ -83,6 +92,33 @@ def test_an_average_of_the_weights_goes_on_too(run, mixture_config, tmp_path, st
     exported = load_file(tmp_path / "whole" / "export" / "similar" / "model.safetensors")
     own = name.removeprefix("tasks.similar.")
     assert torch.equal(exported[own], found[name]) and not torch.equal(found[name], last[-1][name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_average_the_same(run, mixture_config, write_config, program, tmp_path, sharded):
+    """Also where each holds a part of the weights; halfway, one goes on with what two have saved."""
+    mixture_config["training"] |= {
+        "weight_averaging": 0.5,
+        "layerwise_lr_decay": 0.7,
+        "logging_steps": 1,
+        "save_steps": 6,
+    }
+    mixture_config["training"]["save_total_limit"] = None
+    plain = ["--model.dropout", "0.0"]
+    assert run("one", *plain) == 0
+    options = ["--config", write_config(mixture_config), "--training.output_dir", str(tmp_path / "two"), *plain]
+    environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharded else {}
+    done = program(*options, processes=2, **environment)
+    assert done.returncode == 0, done.stderr
+    assert_same_curve(tmp_path / "one", tmp_path / "two")
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in first:
+        assert_same_weight(name, first[name], second[name])
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000008")
+    assert run("two", *plain) == 0
+    for name, weight in weights(tmp_path / "two").items():
+        assert_same_weight(name, first[name], weight)
 
 
 def test_a_finished_run_is_only_exported_again(run, tmp_path, capsys):
