@@ -21,7 +21,7 @@ from .setting import Setting
 Rows = list[dict[str, Any]]
 
 GOAL = 0.40  # of the time of three tasks
-STEPS, WARMUP = 12, 4
+STEPS, WARMUP, BATCH = 24, 4, 64  # rows; three tasks have three times as many a step
 NUM_ROWS, RATE, EPOCHS = 1500, 1e-4, 3  # of a run of losses: to train on, and as many to judge by
 RARE, WRONG = 0.08, 0.3  # share of the rare class; of training labels that are turned round
 # Each loss with a case that it is meant for, one that it is not, and the metric it is judged by.
@@ -46,7 +46,9 @@ def measure(setting: Setting) -> None:
     rows = setting.isolated(workload.raw_rows, setting.options(), name)[0]
     of_contenders = {"one encoding": _config(setting, rows, True), "three tasks": _config(setting, rows, False)}
     for number, contender in setting.turns(list(of_contenders)):
-        options = setting.options(of_contenders[contender], training__batch_size=32 if "one" in contender else 96)
+        options = setting.options(
+            of_contenders[contender], training__batch_size=BATCH if "one" in contender else 3 * BATCH
+        )
         setting.results.once(
             f"labels/{number}/{contender}",
             lambda o=options: setting.isolated(step_times, o, setting.scratch / "labels"),

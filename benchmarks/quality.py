@@ -31,7 +31,8 @@ SINGLES = "single-task models, one each"
 MULTI = "one multi-task model"
 BEST = f"{MULTI}, best combination"
 LORA_MULTI = "one encoder, a LoRA for each task"
-RATES = (5e-5, 1e-4, 2e-4)  # that are tried; with LoRA ten times these
+DISTILLED = f"{MULTI}, distilled from them"
+RATES = (5e-5, 1e-4, 2e-4)  # that are tried, and twice the highest while that is the best; with LoRA ten times these
 LORA_RANK = 8
 TUNING_SHARE, TUNING_LENGTH = 0.1, 1 / 3  # of the training rows; of the length of a run
 SAMPLING = {
@@ -61,6 +62,7 @@ def measure(setting: Setting) -> None:
     contenders: dict[str, dict[str, Any]] = {SINGLES: {}, MULTI: {}, LORA_MULTI: {"adapters__rank": LORA_RANK}}
     levers = {"UniMax": LEVERS["UniMax"]} if setting.smoke else LEVERS
     contenders |= {f"{MULTI}, {lever}": options for lever, options in levers.items()}
+    contenders[DISTILLED] = {}
     for name, options in contenders.items():
         _choose_rates(setting, held_out, name, options)
     if (chosen := best_levers(results, levers)) is not None:
@@ -73,6 +75,7 @@ def measure(setting: Setting) -> None:
                 rate = results.get(f"quality_rate/{name}/{task}")
                 if rate is not None:
                     config = setting.config_of([task]) if task else setting.config
+                    options |= _teachers(setting, f"quality/{seed}") if name == DISTILLED else {}
                     _train(setting, f"quality/{seed}/{name}/{task}", config, options, rate, seed)
     results.once("parameters", lambda: _parameters(setting))
     _compare(setting)
@@ -85,7 +88,7 @@ def _parts(setting: Setting, contender: str) -> list[str]:
 
 def _rates(setting: Setting, contender: str) -> list[float]:
     """The learning rates that are tried for a contender."""
-    rates = RATES[:1] if setting.smoke else RATES
+    rates = list(RATES[:1] if setting.smoke else RATES)
     return [10 * rate if contender == LORA_MULTI else rate for rate in rates]
 
 
@@ -110,14 +113,17 @@ def _choose_rates(setting: Setting, config: Path, name: str, options: dict[str, 
     """Trains with each learning rate on a part of the training rows and notes the best on the others."""
     results = setting.results
     for task in _parts(setting, name):
-        scores = {}
-        for rate in _rates(setting, name):
+        rates, scores = _rates(setting, name), {}
+        for rate in rates:
             key = f"quality_tuning/{name}/{task}/{rate:g}"
             of_task = setting.config_of([task], config) if task else config
-            _train(setting, key, of_task, options, rate, seed=0, length=TUNING_LENGTH)
+            taught = _teachers(setting, "quality_tuning") if name == DISTILLED else {}
+            _train(setting, key, of_task, options | taught, rate, seed=0, length=TUNING_LENGTH)
             if (found := results.get(key)) is not None:
                 scores[rate] = average(found)
-        if len(scores) == len(_rates(setting, name)):
+                if rate == rates[-1] == max(scores, key=lambda rate: scores[rate]) and not setting.smoke:
+                    rates.append(2 * rate)
+        if len(scores) == len(rates):
             results.put(f"quality_rate/{name}/{task}", max(scores, key=lambda rate: scores[rate]))
             results.put(f"quality_held_out/{name}/{task}", max(scores.values()))
 
@@ -170,10 +176,28 @@ def _train(
         setting.results.put(f"quality_seconds/{name}", found["run_seconds"])
         rows_file(setting.folder, name).parent.mkdir(exist_ok=True)
         shutil.copy(folder / NAME, rows_file(setting.folder, name))
+        if SINGLES in name:
+            shutil.copytree(folder / "export", _export(setting, name), dirs_exist_ok=True)
         return found["tasks"]
 
     setting.results.once(name, train)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _teachers(setting: Setting, prefix: str) -> dict[str, str]:
+    """The options that make the single-task models teachers: those of a seed, or the best ones of tuning."""
+    options = {}
+    for task in setting.tasks():
+        name = f"{prefix}/{SINGLES}/{task}"
+        if prefix == "quality_tuning":
+            name += f"/{setting.results.get(f'quality_rate/{SINGLES}/{task}'):g}"
+        options[f"tasks__{task}__teacher"] = str(_export(setting, name) / task)
+    return options
+
+
+def _export(setting: Setting, name: str) -> Path:
+    """Where the exported model of a single-task run is kept."""
+    return setting.folder / "teachers" / name.replace("/", " ").replace(", ", " ")
 
 
 def rows_file(folder: Path, name: str) -> Path:
@@ -262,7 +286,8 @@ def section(results: Results) -> str:
         "## Quality",
         f"{epochs:g} pass{'es' * (epochs != 1)} over the data for every model: the single-task models together see "
         "what the multi-task model sees and make as many updates together as it makes alone. Mean ± standard "
-        "deviation over seeds, in points of 100.",
+        "deviation over seeds, in points of 100. What is distilled has the training of its teachers, the single-task "
+        "models of the same seed, on top of its own.",
         table(["", *(f"{task} {metric}" for task, metric in columns), "average", "seeds"], rows),
         _noise(found, columns, results.get("validation_rows") or {}),
         _chosen(results),
@@ -293,8 +318,9 @@ def _chosen(results: Results) -> str:
     rows = [[name, f"{rate:g}", f"{100 * scores[name]:.1f}"] for name, rate in rates.items()]
     tried = ", ".join(f"{rate:g}" for rate in RATES)
     text = (
-        f"Learning rates, of {tried} (with LoRA ten times these), were chosen with one seed in runs of a third of the "
-        f"length, by the average on {TUNING_SHARE:.0%} of the training rows, which these runs did not train on:"
+        f"Learning rates, of {tried} and twice the highest where that was the best (with LoRA ten times these), were "
+        f"chosen with one seed in runs of a third of the length, by the average on {TUNING_SHARE:.0%} of the training "
+        f"rows, which these runs did not train on:"
     )
     combination = results.get("quality_combination")
     if combination is None:
