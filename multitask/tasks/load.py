@@ -176,6 +176,8 @@ def load_task(
         of_split = str(config.validation_split), config.max_eval_examples
         validation, rows, has_label = labelled(validation, *of_split, {})
         validation_split = tokenise(validation, of_split[0], rows, has_label) if len(validation) else None
+    if config.calibrate and validation_split is None:
+        raise UserError(f"tasks.{name}.calibrate: no row of {config.validation_split} has a label to fit it on")
     first_split = train_split or validation_split
     if first_split is None:
         raise UserError(

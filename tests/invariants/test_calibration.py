@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.runs import assert_same_run, weights
-from helpers.tasks import read_jsonl
+from helpers.tasks import read_jsonl, write_jsonl
 from scipy.special import expit, softmax
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -149,3 +149,12 @@ def test_mistakes(train, mixture_config, settings, message):
     with pytest.raises(UserError) as raised:
         train()
     assert str(raised.value) == message
+
+
+def test_validation_rows_without_labels(train, mixture_config, tmp_path):
+    files = mixture_config["tasks"]["animal"]["data_files"]
+    hidden = [row | {"label": None} for row in read_jsonl(Path(files["validation"]))]
+    files["validation"] = str(write_jsonl(tmp_path / "hidden.jsonl", hidden))
+    with pytest.raises(UserError) as raised:
+        train()
+    assert str(raised.value) == "tasks.animal.calibrate: no row of validation has a label to fit it on"
