@@ -24,19 +24,19 @@ GOAL = 0.40  # of the time of three tasks
 STEPS, WARMUP, BATCH = 24, 4, 64  # rows; three tasks have three times as many a step
 NUM_ROWS, RATE, EPOCHS = 1500, 1e-4, 3  # of a run of losses: to train on, and as many to judge by
 RARE, WRONG = 0.08, 0.3  # share of the rare class; of training labels that are turned round
-# Each loss with a case that it is meant for, one that it is not, and the metric it is judged by.
+# Each loss with a case where it helps, one where it does not, and the metric it is judged by.
 LOSSES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "class_weights: balanced": ({"class_weights": "balanced"}, "rare", "even", "f1"),
     "focal_gamma: 2": ({"focal_gamma": 2.0}, "rare", "even", "f1"),
-    "label_smoothing_factor: 0.2": ({"label_smoothing_factor": 0.2}, "wrong", "even", "accuracy"),
+    "label_smoothing_factor: 0.2": ({"label_smoothing_factor": 0.2}, "even", "wrong", "loss"),
     "probabilities as labels": ({"label": ["no", "yes"]}, "between", "sure", "accuracy"),
 }
 CASES = {
     "even": "both classes alike",
     "rare": f"one class has {RARE:.0%} of the rows",
     "wrong": f"{WRONG:.0%} of the training labels are wrong",
-    "between": "rows of which nobody is sure",
-    "sure": "rows of which everybody is sure",
+    "between": "people disagree on them; a label is one vote",
+    "sure": "people agree on them; a label is one vote",
 }
 
 
@@ -120,6 +120,8 @@ def case_rows(rows: Rows, case: str, seed: int) -> tuple[Rows, Rows]:
     for row in train if case == "wrong" else ():
         if rng.random() < WRONG:
             row["label"] = {"yes": "no", "no": "yes"}[row["label"]]
+    for row in train if case in chosen else ():
+        row["label"] = "yes" if rng.random() < row["yes"] else "no"
     return train, judged
 
 
@@ -181,21 +183,23 @@ def _losses(results: Results) -> str:
     seeds = sorted({int(name.split("/")[0]) for name in found})
     rows: list[Sequence[object]] = []
     for option, (_, *cases, metric) in LOSSES.items():
-        for case, meant in zip(cases, ("yes", "no"), strict=True):
+        scale, digits = (1, 3) if metric == "loss" else (100, 1)
+        for case in cases:
             pairs = [[found.get(f"{seed}/{case}/{which}") for which in ("plain", option)] for seed in seeds]
             pairs = [pair for pair in pairs if None not in pair]
             if pairs:
-                without, with_it = ([100 * run[metric] for run in side] for side in zip(*pairs, strict=True))
+                without, with_it = ([scale * run[metric] for run in side] for side in zip(*pairs, strict=True))
                 change = [after - before for before, after in zip(without, with_it, strict=True)]
                 losses = [f"{mean(run['loss'] for run in side):.3f}" for side in zip(*pairs, strict=True)]
-                cells = [f"`{option}`" if ":" in option else option, CASES[case], meant, metric]
-                cells += [*map(mean_and_deviation, (without, with_it)), f"{mean_and_deviation(change)}", *losses]
+                cells = [f"`{option}`" if ":" in option else option, CASES[case], metric]
+                cells += [mean_and_deviation(values, digits) for values in (without, with_it, change)]
+                cells += losses
                 rows.append([*cells, len(pairs)])
     if not rows:
         return ""
-    head = ["", "rows", "meant for them", "metric", "without", "with", "change", "loss without", "loss with", "seeds"]
+    head = ["", "rows", "metric", "without", "with", "change", "loss without", "loss with", "seeds"]
     return (
-        f"**Losses**, each on rows that it is meant for and on rows that it is not. Two classes are made of the "
+        f"**Losses**, each on rows where it helps and on rows where it does not. Two classes are made of the "
         f"number of the first task, {NUM_ROWS:,} rows to train on, {EPOCHS} passes, learning rate {RATE:g}; "
         f"metrics in points of 100 and the plain loss, both on rows whose labels are right; mean ± deviation of "
         f"seeds:\n\n" + table(head, rows)
