@@ -27,7 +27,7 @@ RARE, WRONG = 0.08, 0.3  # share of the rare class; of training labels that are 
 # Each loss with a case where it helps, one where it does not, and the metric it is judged by.
 LOSSES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "class_weights: balanced": ({"class_weights": "balanced"}, "rare", "even", "f1"),
-    "focal_gamma: 2": ({"focal_gamma": 2.0}, "rare", "even", "f1"),
+    "focal_gamma: 2": ({"focal_gamma": 2.0}, "even", "rare", "loss"),
     "label_smoothing_factor: 0.2": ({"label_smoothing_factor": 0.2}, "even", "wrong", "loss"),
     "probabilities as labels": ({"label": ["no", "yes"]}, "between", "sure", "accuracy"),
 }
@@ -36,7 +36,7 @@ CASES = {
     "rare": f"one class has {RARE:.0%} of the rows",
     "wrong": f"{WRONG:.0%} of the training labels are wrong",
     "between": "people disagree on them; a label is one vote",
-    "sure": "people agree on them; a label is one vote",
+    "sure": "people agree on them",
 }
 
 
@@ -120,7 +120,7 @@ def case_rows(rows: Rows, case: str, seed: int) -> tuple[Rows, Rows]:
     for row in train if case == "wrong" else ():
         if rng.random() < WRONG:
             row["label"] = {"yes": "no", "no": "yes"}[row["label"]]
-    for row in train if case in chosen else ():
+    for row in train if case == "between" else ():
         row["label"] = "yes" if rng.random() < row["yes"] else "no"
     return train, judged
 
