@@ -353,7 +353,8 @@ def train(command: Command, accelerator: Accelerator, stop_signal: Callable[[], 
     # -- what remains: a table, and one ordinary model per task -------------------------------------------------------
 
     accelerator.print(f"\n{results_table(state.results or {}, tasks)}")
-    accelerator.print(*calibration_lines(state.calibrations), sep="\n")
+    for line in calibration_lines(state.calibrations):
+        accelerator.print(line)
     log.report()
     checkpoints.export(folder / "export")
     status = checkpoints.close(0, log.log, folder / "export", folder / "report")
