@@ -3,46 +3,22 @@
 import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from urllib.parse import parse_qs, unquote, urlparse
+
+from .servers import Server
 
 COMMIT = "1" * 40
 
 
-class DatasetHub:
-    """Listens at `url` until `stop`; `files[repository]` are the files by path."""
+class DatasetHub(Server):
+    """`files[repository]` are the files by path."""
 
     def __init__(self, files: dict[str, dict[str, bytes]]):
-        self.files, hub = files, self
+        self.files = files
+        super().__init__(self.answer)
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(handler) -> None:
-                body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-                status, headers, content = hub.answer(handler.path, body)
-                handler.send_response(status)
-                for name, value in ({"Content-Length": str(len(content))} | headers).items():
-                    handler.send_header(name, value)
-                handler.end_headers()
-                if handler.command != "HEAD":
-                    handler.wfile.write(content)
-
-            do_POST = do_HEAD = do_GET
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-    def answer(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+    def answer(self, path: str, _: Mapping[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
         """The status, headers and content for a request."""
         place = unquote(urlparse(path).path)
         if found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.+)", place):

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from .json_server import JsonServer
+from .servers import JsonServer
 
 
 class HubServer:

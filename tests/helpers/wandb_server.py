@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .json_server import JsonServer
+from .servers import JsonServer
 
 PROJECT = {"id": "7", "name": "tests", "entity": {"id": "8", "name": "me"}}
 

@@ -13,9 +13,9 @@ import time
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from helpers.json_server import JsonServer
 from helpers.paths import ROOT
 from helpers.runs import free_port
+from helpers.servers import JsonServer
 from helpers.tasks import read_jsonl
 
 from cloud import entrypoint

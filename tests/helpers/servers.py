@@ -1,4 +1,4 @@
-"""A server on this machine that answers every request with JSON, for stand-ins of services."""
+"""Servers on this machine that answer every request, for stand-ins of services."""
 
 import gzip
 import json
@@ -7,26 +7,28 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = Callable[[str, Mapping[str, str], bytes], tuple[int, Any]]  # (path, headers, body) -> (status, content)
+# (path, headers, body) -> (status, content); of a plain server with headers in between, and bytes
+Answer = Callable[[str, Mapping[str, str], bytes], tuple[int, Any]]
+PlainAnswer = Callable[[str, Mapping[str, str], bytes], tuple[int, dict[str, str], bytes]]
 
 
-class JsonServer:
+class Server:
     """Listens at `url` until `stop`; a body may come in chunks, or compressed."""
 
-    def __init__(self, answer: Answer):
+    def __init__(self, answer: PlainAnswer):
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(handler) -> None:
-                status, answered = answer(handler.path, handler.headers, handler.body())
-                content = json.dumps(answered).encode()
+                status, headers, content = answer(handler.path, handler.headers, handler.body())
                 handler.send_response(status)
-                handler.send_header("Content-Type", "application/json")
-                handler.send_header("Content-Length", str(len(content)))
+                for name, value in ({"Content-Length": str(len(content))} | headers).items():
+                    handler.send_header(name, value)
                 handler.end_headers()
-                handler.wfile.write(content)
+                if handler.command != "HEAD":
+                    handler.wfile.write(content)
 
-            do_POST = do_PUT = do_GET
+            do_POST = do_PUT = do_HEAD = do_GET
 
             def body(handler) -> bytes:
                 if handler.headers.get("Transfer-Encoding") == "chunked":
@@ -50,3 +52,14 @@ class JsonServer:
     def stop(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+
+class JsonServer(Server):
+    """Answers with JSON."""
+
+    def __init__(self, answer: Answer):
+        def plain(path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+            status, content = answer(path, headers, body)
+            return status, {"Content-Type": "application/json"}, json.dumps(content).encode()
+
+        super().__init__(plain)
