@@ -100,6 +100,14 @@ def test_a_resumed_run_has_the_same(stoppable, tmp_path):
     assert calibrations(tmp_path / "whole") == calibrations(tmp_path / "parts")
 
 
+def test_a_finished_run_says_it_again(train, capsys):
+    train()
+    first = [line for line in capsys.readouterr().out.splitlines() if line.startswith("calibration of")]
+    train()
+    again = [line for line in capsys.readouterr().out.splitlines() if line.startswith("calibration of")]
+    assert len(first) == 3 and first == again
+
+
 @pytest.mark.pictures
 def test_the_report_shows_it_and_the_classes(train):
     folder = train()

@@ -1,6 +1,8 @@
 """A run that is stopped and goes on is the run that was never stopped, bit for bit."""
 
+import hashlib
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -23,9 +25,10 @@ from helpers.runs import (
 from helpers.tasks import make_rows, read_jsonl, write_jsonl
 from safetensors.torch import load_file
 
+import run_multitask
 from multitask.checkpoints.format import LAST_WEIGHTS
 from multitask.checkpoints.manager import prune
-from multitask.checkpoints.manifest import checkpoints_in, step_name, verify
+from multitask.checkpoints.manifest import checkpoints_in, step_name, verify, write_manifest
 from multitask.checkpoints.remote import list_checkpoints
 from multitask.errors import UserError
 from multitask.tasks.metrics import average
@@ -73,11 +76,12 @@ def test_adapters_and_idle_heads_go_on_too(run, mixture_config, tmp_path, adapte
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.parametrize("stop_at", [6, 8])  # before the average begins, and within it
-def test_an_average_of_the_weights_goes_on_too(run, mixture_config, tmp_path, stop_at):
+@pytest.mark.parametrize(("stop_at", "step"), [(4, 3), (11, 6)])  # before the average begins, and within it
+def test_an_average_of_the_weights_goes_on_too(run, mixture_config, tmp_path, stop_at, step):
     mixture_config["training"] |= {"weight_averaging": 0.5, "save_steps": 1, "save_total_limit": None}
     assert run("whole") == 0
     assert run("parts", stop_at=stop_at) == 143
+    assert SavedState.read(checkpoints_in(tmp_path / "parts")[0]).step == step
     assert run("parts") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     folders = checkpoints_in(tmp_path / "whole")[::-1]
@@ -92,6 +96,27 @@ def test_an_average_of_the_weights_goes_on_too(run, mixture_config, tmp_path, st
     exported = load_file(tmp_path / "whole" / "export" / "similar" / "model.safetensors")
     own = name.removeprefix("tasks.similar.")
     assert torch.equal(exported[own], found[name]) and not torch.equal(found[name], last[-1][name])
+
+
+def test_the_average_is_what_is_evaluated(run, mixture_config, tmp_path, monkeypatch, capsys):
+    """As `--mode evaluate` finds with the exported weights; the last ones, put in their place, give other losses."""
+    mixture_config["training"] |= {"weight_averaging": 0.9, "learning_rate": 1e-2}
+    assert run("whole") == 0
+    losses = {"run": json.loads((tmp_path / "whole" / "metrics.json").read_text())["losses"]}
+    checkpoint = checkpoints_in(tmp_path / "whole")[0]
+    for name in ("average", "last"):
+        if name == "last":
+            shutil.copy(checkpoint / LAST_WEIGHTS, checkpoint / "model.safetensors")
+            digest = hashlib.sha256(SavedState.read(checkpoint).to_json().encode()).hexdigest()
+            write_manifest(checkpoint, step=8, config_digest=digest, versions={})
+        output = tmp_path / f"{name}.json"
+        argv = ["run_multitask.py", "--mode", "evaluate", "--checkpoint", str(checkpoint), "--output", str(output)]
+        monkeypatch.setattr("sys.argv", argv)
+        with pytest.raises(SystemExit):
+            run_multitask.main()
+        losses[name] = json.loads(output.read_text())["losses"]
+    assert losses["run"] == pytest.approx(losses["average"], rel=1e-5)
+    assert losses["run"] != pytest.approx(losses["last"], rel=1e-3)
 
 
 @pytest.mark.slow

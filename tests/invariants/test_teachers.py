@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from helpers.runs import assert_same_curve, assert_same_run, curve
 from helpers.tasks import TASKS
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification
 
@@ -82,6 +83,16 @@ def test_a_stopped_run_goes_on_with_its_teachers(taught, stoppable, tmp_path):
     assert stoppable("parts", stop_at=3) == 143
     assert stoppable("parts") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_another_teacher_is_noticed(taught, stoppable, tmp_path):
+    assert stoppable("parts", stop_at=3) == 143
+    weights = tmp_path / "teachers" / "export" / "animal" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: 1.1 * tensor for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="the weights of the teacher of animal are others than those that"):
+        stoppable("parts")
+    assert stoppable("parts", "--training.allow_changed_data", "true") == 0
 
 
 def test_a_row_with_fewer_choices_keeps_them_apart():
