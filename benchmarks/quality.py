@@ -32,16 +32,16 @@ MULTI = "one multi-task model"
 BEST = f"{MULTI}, best combination"
 LORA_MULTI = "one encoder, a LoRA for each task"
 DISTILLED = f"{MULTI}, distilled from them"
-RATES = (5e-5, 1e-4, 2e-4)  # that are tried, and twice the highest while that is the best; with LoRA ten times these
+RATES = (1e-4, 2e-4)  # that are tried, and twice the highest while that is the best; with LoRA ten times these
 LORA_RANK = 8
 TUNING_SHARE, TUNING_LENGTH = 0.1, 1 / 3  # of the training rows; of the length of a run
-SAMPLING = {
+SAMPLING: dict[str, dict[str, Any]] = {
     "uniform sampling": {"mixture__sampling": "uniform"},
     "temperature 2": {"mixture__sampling": "temperature", "mixture__temperature": 2},
     # Twice the passes that all tasks have on average.
     "UniMax": {"mixture__sampling": "unimax", "mixture__max_epochs": None},
 }
-OTHER_LEVERS = {
+OTHER_LEVERS: dict[str, dict[str, Any]] = {
     "weights averaged over the last fifth": {"training__weight_averaging": 0.2},
     "lower rates for lower layers": {"training__layerwise_lr_decay": 0.9},
     "uncertainty weighting": {"training__loss_balancing": "uncertainty"},
@@ -65,10 +65,13 @@ def measure(setting: Setting) -> None:
     contenders[DISTILLED] = {}
     for name, options in contenders.items():
         _choose_rates(setting, held_out, name, options)
-    if (chosen := best_levers(results, levers)) is not None:
-        contenders[BEST] = {key: value for lever in chosen for key, value in LEVERS[lever].items()}
-        _choose_rates(setting, held_out, BEST, contenders[BEST])
+    if (gains := lever_gains(results, levers)) is not None:
+        contenders = {of: contenders[of] for of in contenders if gains.get(of.removeprefix(f"{MULTI}, "), 1) > 0}
+        chosen = best_levers(gains)
         results.put("quality_combination", chosen)
+        if len(chosen) > 1:
+            contenders[BEST] = {key: value for lever in chosen for key, value in LEVERS[lever].items()}
+            _choose_rates(setting, held_out, BEST, contenders[BEST])
     for seed in setting.seeds:
         for name, options in contenders.items():
             for task in _parts(setting, name):
@@ -128,12 +131,16 @@ def _choose_rates(setting: Setting, config: Path, name: str, options: dict[str, 
             results.put(f"quality_held_out/{name}/{task}", max(scores.values()))
 
 
-def best_levers(results: Results, levers: Collection[str]) -> list[str] | None:
-    """The levers that raised the average on held-out rows, of the ways to sample only the best; None if unknown."""
+def lever_gains(results: Results, levers: Collection[str]) -> dict[str, float] | None:
+    """By how much each lever raised the average on held-out rows; None until that is known of all."""
     scores = {name: results.get(f"quality_held_out/{name}/") for name in (MULTI, *(f"{MULTI}, {of}" for of in levers))}
     if None in scores.values():
         return None
-    gains = {lever: scores[f"{MULTI}, {lever}"] - scores[MULTI] for lever in levers}
+    return {lever: scores[f"{MULTI}, {lever}"] - scores[MULTI] for lever in levers}
+
+
+def best_levers(gains: Mapping[str, float]) -> list[str]:
+    """The levers that raised the average on held-out rows, of the ways to sample only the best."""
     sampling = max(SAMPLING.keys() & gains.keys(), key=lambda lever: gains[lever])
     return [lever for lever in gains if gains[lever] > 0 and (lever == sampling or lever not in SAMPLING)]
 
@@ -322,13 +329,11 @@ def _chosen(results: Results) -> str:
         f"chosen with one seed in runs of a third of the length, by the average on {TUNING_SHARE:.0%} of the training "
         f"rows, which these runs did not train on:"
     )
-    combination = results.get("quality_combination")
-    if combination is None:
-        end = ""
-    elif combination:
-        end = f"The combination is of what raised that average: {', '.join(combination)}."
-    else:
-        end = "No lever raised that average, so the combination is the model as it is."
+    gains, end = lever_gains(results, [of for of in LEVERS if f"{MULTI}, {of}" in scores]), ""
+    if gains is not None and (dropped := [lever for lever, gain in gains.items() if gain <= 0]):
+        end = f"What did not raise that average over the model as it is was not trained further: {', '.join(dropped)}."
+    if combination := results.get("quality_combination"):
+        end += f" What did, and of the ways to sample the best, is the combination: {', '.join(combination)}."
     return "\n\n".join(filter(None, [text, table(["", "rate", "average held out"], rows), end]))
 
 
@@ -356,15 +361,15 @@ def _interval(difference: list[float] | None) -> str:
 
 
 def _goals(results: Results) -> str:
-    of_best = results.get(f"quality_difference/{BEST}/{SINGLES}") or results.get(
-        f"quality_difference/{MULTI}/{SINGLES}"
-    )
+    chosen = results.get("quality_combination") or []
+    recipe = BEST if len(chosen) > 1 else ", ".join([MULTI, *chosen])
+    of_best = results.get(f"quality_difference/{recipe}/{SINGLES}")
     of_lora = results.get(f"quality_difference/{LORA_MULTI}/{MULTI}")
     lines = []
     if of_best:
         lines.append(
-            f"- average beside {SINGLES}, lower end of the interval {of_best['of']['average'][1]:+.1f}; goal: above "
-            f"{LOWEST:g}: {verdict(of_best['of']['average'][1], LOWEST)}"
+            f"- {recipe}, average beside {SINGLES}, lower end of the interval {of_best['of']['average'][1]:+.1f}; "
+            f"goal: above {LOWEST:g}: {verdict(of_best['of']['average'][1], LOWEST)}"
         )
     if of_lora:
         lines.append(
