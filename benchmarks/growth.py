@@ -22,8 +22,8 @@ ADAPTER_GOALS = {8: 1.05, 32: 1.15}
 # From a profile on two cores of an Intel Xeon, at 676c471.
 GROWS = (
     "What 100 tasks add to a step of 3, in a profile: of about 2.4 s, the heads take 40 ms more (both ways), update, "
-    "clipping and batch together 30 ms; and their rows have more lengths, as rows are grouped by length within a task, "
-    "so that attention is computed in 14.5 groups instead of 6.8."
+    "clipping and batch together 30 ms; and their rows have more lengths, as rows are grouped by length within a "
+    "task, so that attention is computed in 14.5 groups instead of 6.8."
 )
 
 
