@@ -52,8 +52,9 @@ LOWEST, LORA_LOSS = -0.5, -1.0
 
 
 def measure(setting: Setting) -> None:
-    """Chooses the learning rates, then trains all contenders seed by seed, so that a short budget gives fewer but
-    complete seeds. An interrupted run is resumed from its last checkpoint.
+    """Chooses the learning rates, then trains seed by seed, so that a short budget gives fewer but complete seeds:
+    first the contenders that the goals are about, then the others. An interrupted run is resumed from its last
+    checkpoint.
     """
     results = setting.results
     results.put("quality_epochs", setting.num_train_epochs)
@@ -72,16 +73,29 @@ def measure(setting: Setting) -> None:
         if len(chosen) > 1:
             contenders[BEST] = {key: value for lever in chosen for key, value in LEVERS[lever].items()}
             _choose_rates(setting, held_out, BEST, contenders[BEST])
-    for seed in setting.seeds:
-        for name, options in contenders.items():
-            for task in _parts(setting, name):
-                rate = results.get(f"quality_rate/{name}/{task}")
-                if rate is not None:
-                    config = setting.config_of([task]) if task else setting.config
-                    options |= _teachers(setting, f"quality/{seed}") if name == DISTILLED else {}
-                    _train(setting, f"quality/{seed}/{name}/{task}", config, options, rate, seed)
+    first = [name for name in (SINGLES, MULTI, LORA_MULTI, recipe(results)) if name in contenders]
+    for group in (dict.fromkeys(first), [name for name in contenders if name not in first]):
+        for seed in setting.seeds:
+            for name in group:
+                _train_at_full_length(setting, name, contenders[name], seed)
     results.once("parameters", lambda: _parameters(setting))
     _compare(setting)
+
+
+def recipe(results: Results) -> str:
+    """The contender of one model that held-out rows recommend: with the levers that helped there."""
+    chosen = results.get("quality_combination") or []
+    return BEST if len(chosen) > 1 else ", ".join([MULTI, *chosen])
+
+
+def _train_at_full_length(setting: Setting, name: str, options: dict[str, Any], seed: int) -> None:
+    """Trains a contender, if its rate is known, with a seed."""
+    for task in _parts(setting, name):
+        rate = setting.results.get(f"quality_rate/{name}/{task}")
+        if rate is not None:
+            config = setting.config_of([task]) if task else setting.config
+            taught = _teachers(setting, f"quality/{seed}") if name == DISTILLED else {}
+            _train(setting, f"quality/{seed}/{name}/{task}", config, options | taught, rate, seed)
 
 
 def _parts(setting: Setting, contender: str) -> list[str]:
@@ -361,14 +375,13 @@ def _interval(difference: list[float] | None) -> str:
 
 
 def _goals(results: Results) -> str:
-    chosen = results.get("quality_combination") or []
-    recipe = BEST if len(chosen) > 1 else ", ".join([MULTI, *chosen])
-    of_best = results.get(f"quality_difference/{recipe}/{SINGLES}")
+    best = recipe(results)
+    of_best = results.get(f"quality_difference/{best}/{SINGLES}")
     of_lora = results.get(f"quality_difference/{LORA_MULTI}/{MULTI}")
     lines = []
     if of_best:
         lines.append(
-            f"- {recipe}, average beside {SINGLES}, lower end of the interval {of_best['of']['average'][1]:+.1f}; "
+            f"- {best}, average beside {SINGLES}, lower end of the interval {of_best['of']['average'][1]:+.1f}; "
             f"goal: above {LOWEST:g}: {verdict(of_best['of']['average'][1], LOWEST)}"
         )
     if of_lora:
