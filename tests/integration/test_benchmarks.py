@@ -1,17 +1,24 @@
 """The benchmarks work; what they measure is not a test's to judge."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from helpers.paths import ROOT
+from pyarrow.parquet import read_table
 
-from benchmarks import gpu, gpu_contenders, isolated, workload
+from benchmarks import gpu, gpu_contenders, isolated, quality, workload
 from benchmarks.bench import QUESTIONS, _measure, main
 from benchmarks.results import Results
+from benchmarks.setting import Setting
+from multitask.cli.arguments import read_command
+from multitask.data.sources import load_splits
 from multitask.errors import UserError
 
 
@@ -139,3 +146,39 @@ def test_the_page_about_gpus_shows_all_that_was_measured(tmp_path):
     )
     assert "≥ 1.4: met" in page and "it failed" in page and "2 GPUs, 32 examples each" in page
     assert "| 32 | **1.31** (1.31–1.31) |" in page and "H100" in page
+
+
+def test_the_recipe_is_what_helped_on_held_out_rows(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    gains = {"uniform sampling": 0.01, "temperature 2": 0.02, "UniMax": -0.01}
+    gains |= {"weights averaged over the last fifth": 0.0, "lower rates for lower layers": 0.03}
+    results.put(f"quality_held_out/{quality.MULTI}/", 0.5)
+    assert quality.lever_gains(results, gains) is None  # not all of them are known yet
+    for lever, gain in gains.items():
+        results.put(f"quality_held_out/{quality.MULTI}, {lever}/", 0.5 + gain)
+    found = quality.lever_gains(results, gains)
+    assert found == pytest.approx(gains)
+    assert quality.best_levers(found) == ["temperature 2", "lower rates for lower layers"]
+    for chosen, name in (
+        ([], quality.MULTI),
+        (["UniMax"], f"{quality.MULTI}, UniMax"),
+        (quality.best_levers(found), quality.BEST),
+    ):
+        results.put("quality_combination", chosen)
+        assert quality.recipe(results) == name
+
+
+def test_rows_that_choose_a_rate_are_not_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = Path("configs/quickstart.yaml")
+    setting = Setting(
+        tmp_path, Results(tmp_path / "r"), config, "unused", True, 1, 4, (0,), 1.0, math.inf, "no", tmp_path
+    )
+    held_out = yaml.safe_load(quality._hold_out(setting).read_text())["tasks"]
+    for name, task in read_command(["--config", str(config)]).config.tasks.items():
+        parts = {split: read_table(file) for split, file in held_out[name]["data_files"].items()}
+        few, most = ({tuple(map(str, row.values())) for row in parts[s].to_pylist()} for s in ("validation", "train"))
+        rows = load_splits(name, task, None)["train"]
+        assert not few & most and parts["validation"].num_rows == math.ceil(0.1 * len(rows)), name
+        assert few | most == {tuple(map(str, row.values())) for row in rows}, name
+    assert len(held_out) == 3
