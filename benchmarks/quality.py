@@ -82,7 +82,7 @@ def measure(setting: Setting) -> None:
         if len(chosen) > 1:
             contenders[BEST] = {key: value for lever in chosen for key, value in LEVERS[lever].items()}
             _choose_rates(setting, held_out, BEST, contenders[BEST])
-    first = [name for name in (SINGLES, MULTI, *LORA, recipe(results)) if name in contenders]
+    first = [name for name in (SINGLES, MULTI, LORA_MULTI, recipe(results)) if name in contenders]
     for group in (dict.fromkeys(first), [name for name in contenders if name not in first]):
         for seed in setting.seeds:
             for name in group:
