@@ -15,6 +15,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+from accelerate.state import AcceleratorState
 
 from multitask.cli.arguments import read_command
 from multitask.data.sources import load_splits
@@ -197,11 +198,7 @@ def _train(
     )
 
     def train() -> dict[str, dict[str, float]]:
-        os.environ["ACCELERATE_MIXED_PRECISION"] = setting.mixed_precision
-        try:
-            setting.isolated(clocked.train, command)
-        finally:
-            del os.environ["ACCELERATE_MIXED_PRECISION"]
+        setting.isolated(train_in, setting.mixed_precision, command)
         found = json.loads((folder / "metrics.json").read_text())
         setting.results.put(f"quality_seconds/{name}", found["run_seconds"])
         rows_file(setting.folder, name).parent.mkdir(exist_ok=True)
@@ -212,6 +209,14 @@ def _train(
 
     setting.results.once(name, train)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def train_in(mixed_precision: str, options: list[str]) -> str:
+    """Trains with a command's options; returns the precision that Accelerate used."""
+    # Here and not in the benchmark's process: this one has the environment of the server that it was forked from.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = mixed_precision
+    clocked.train(options)
+    return AcceleratorState().mixed_precision
 
 
 def _teachers(setting: Setting, prefix: str) -> dict[str, str]:

@@ -182,3 +182,18 @@ def test_rows_that_choose_a_rate_are_not_trained_on(tmp_path, monkeypatch):
         assert not few & most and parts["validation"].num_rows == math.ceil(0.1 * len(rows)), name
         assert few | most == {tuple(map(str, row.values())) for row in rows}, name
     assert len(held_out) == 3
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_in_the_precision_that_is_asked_for(encoders, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    options = ["--config", "configs/quickstart.yaml", "--model.encoder", str(encoders("bert"))]
+    options += ["--model.max_length", "64", "--tracking.report_to", "[]", "--training.max_steps", "1"]
+    for number, precision in enumerate(("no", "bf16")):
+        found = isolated.call(
+            tmp_path / "log",
+            quality.train_in,
+            precision,
+            [*options, "--training.output_dir", str(tmp_path / f"{number}")],
+        )
+        assert found == precision
