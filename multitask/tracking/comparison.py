@@ -94,14 +94,19 @@ def read_contender(folder: Path) -> Contender:
 
 
 def differing_settings(contenders: Sequence[Contender]) -> list[tuple[str, list[str]]]:
-    """The settings in which contenders differ, each with its value in every contender."""
+    """The settings in which contenders differ, with their values in each; a task that some lack is one of them."""
+    tasks = [{key.split(".")[1] for key in of.config if key.startswith("tasks.")} for of in contenders]
+    lacking = set.union(*tasks) - set.intersection(*tasks)
     keys = dict.fromkeys(key for contender in contenders for key in contender.config)
-    lines = []
+    lines: dict[str, list[str]] = {}
     for key in keys:
+        if key.startswith("tasks.") and (task := key.split(".")[1]) in lacking:
+            lines[f"tasks.{task}"] = ["trained" if task in of else "not there" for of in tasks]
+            continue
         values = [as_yaml(contender.config.get(key)) for contender in contenders]
         if len(set(values)) > 1 and key not in UNINTERESTING:
-            lines.append((key, values))
-    return lines
+            lines[key] = values
+    return list(lines.items())
 
 
 def compare(contenders: Sequence[Contender], num_samples: int = 1000) -> list[Line]:

@@ -31,6 +31,7 @@ from multitask.errors import UserError
 from multitask.evaluation.bootstrap import Difference, resampled
 from multitask.evaluation.validation_rows import read_rows
 from multitask.tasks.base import TASK_TYPES
+from multitask.tracking.comparison import Contender, differing_settings
 
 # -- seeds -------------------------------------------------------------------------------------------------------------
 
@@ -187,6 +188,16 @@ def test_rows_that_are_not_the_same_have_no_difference(train, tmp_path, capsys):
     assert compare.main([str(first), str(second), "--samples", "20"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"animal +accuracy +\d\.\d+ +\d\.\d+ +–", printed) and re.search(r"average .* –", printed)
+
+
+def test_a_task_that_a_run_lacks_is_one_line():
+    alone = {"tasks.rte.type": "classification", "training.seed": 0}
+    together = alone | {"tasks.stsb.type": "regression", "tasks.stsb.weight": 0.3, "training.seed": 1}
+    contenders = [Contender(name, config, [], []) for name, config in (("alone", alone), ("together", together))]
+    assert differing_settings(contenders) == [
+        ("training.seed", ["0", "1"]),
+        ("tasks.stsb", ["not there", "trained"]),
+    ]
 
 
 def test_what_cannot_be_compared_is_named(tmp_path, capsys):
