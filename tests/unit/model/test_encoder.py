@@ -58,7 +58,7 @@ def combinations():
                 yield pytest.param(family, scope, checkpointing, marks=marks)
 
 
-@pytest.mark.parametrize(("family", "scope", "checkpointing"), combinations())
+@pytest.mark.parametrize(("family", "scope", "checkpointing"), list(combinations()))
 def test_tasks_computed_together_get_what_they_get_apart(make, family, scope, checkpointing):
     model, tasks, tokenizer = make(family, ALL_TASKS, dropout=0.0)
     if scope != "none":
