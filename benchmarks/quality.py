@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -325,9 +325,9 @@ def section(results: Results) -> str:
         "models of the same seed, on top of its own.",
         table(["", *(f"{task} {metric}" for task, metric in columns), "average", "seeds"], rows),
         _noise(found, columns, results.get("validation_rows") or {}),
-        _chosen(results),
+        _chosen(results, found),
         _significance(results, columns),
-        _goals(results),
+        _goals(results, found, columns),
         _size(results),
         _hours(results),
     ]
@@ -346,24 +346,26 @@ def _noise(found: Mapping[str, Any], columns: list[tuple[str, str]], num_rows: M
     return f"That there are so few rows to judge by makes a standard error of accuracy of {', '.join(known)}."
 
 
-def _chosen(results: Results) -> str:
+def _chosen(results: Results, found: Mapping[str, Any]) -> str:
     """What was chosen on held-out training rows."""
     rates = {name.rstrip("/").replace("/", ", "): rate for name, rate in results.under("quality_rate").items()}
     scores = {name.rstrip("/").replace("/", ", "): of for name, of in results.under("quality_held_out").items()}
     rows = [[name, f"{rate:g}", f"{100 * scores[name]:.1f}"] for name, rate in rates.items()]
-    tried = ", ".join(f"{rate:g}" for rate in RATES)
     text = (
-        f"Learning rates, of {tried} and twice the highest where that was the best (with LoRA ten times these), were "
-        f"chosen with one seed in runs of a third of the length, by the average on {TUNING_SHARE:.0%} of the training "
-        f"rows, which these runs did not train on:"
+        f"Learning rates, of {', '.join(f'{rate:g}' for rate in RATES)} and twice the highest where that was the best "
+        "(with LoRA ten times these), were chosen with one seed in runs of a third of the length, by the average on "
+        f"{TUNING_SHARE:.0%} of the training rows, which these runs did not train on:"
     )
     gains, end = lever_gains(results, [of for of in LEVERS if f"{MULTI}, {of}" in scores]), ""
-    if gains is not None and (dropped := [lever for lever, gain in gains.items() if gain < DROPPED]):
-        end = f"What lowered that average by more than a point was not trained further: {', '.join(dropped)}."
-    if combination := results.get("quality_combination"):
-        end += f" What raised it, and of the ways to sample the best, is the combination: {', '.join(combination)}."
-    elif gains is not None:
-        end += " No lever raised it, so that there is no combination but the model as it is."
+    if gains is not None:
+        dropped = [lever for lever, gain in gains.items() if gain < DROPPED]
+        chosen = results.get("quality_combination") or ["none, so that it is the model as it is"]
+        end = f"What raised that average, and of the ways to sample the best, is the combination: {', '.join(chosen)}."
+        if dropped:
+            end += f" What lowered it by more than a point was not trained further: {', '.join(dropped)}."
+        tried = {name.split("/")[0] for name in results.under("quality_rate")}
+        if missing := tried - set(found) - {f"{MULTI}, {lever}" for lever in dropped}:
+            end += f" Not trained at full length yet: {'; '.join(sorted(missing))}."
     return "\n\n".join(filter(None, [text, table(["", "rate", "average held out"], rows), end]))
 
 
@@ -390,7 +392,7 @@ def _interval(difference: list[float] | None) -> str:
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _goals(results: Results) -> str:
+def _goals(results: Results, found: Mapping[str, Any], columns: list[tuple[str, str]]) -> str:
     best = recipe(results)
     of_best = results.get(f"quality_difference/{best}/{SINGLES}")
     of_lora = results.get(f"quality_difference/{LORA_MULTI}/{MULTI}")
@@ -400,12 +402,27 @@ def _goals(results: Results) -> str:
             f"- {best}, average beside {SINGLES}, lower end of the interval {of_best['of']['average'][1]:+.1f}; "
             f"goal: above {LOWEST:g}: {verdict(of_best['of']['average'][1], LOWEST)}"
         )
+        if min(len(found[SINGLES]), len(found[best])) > 1:
+            lines.append(_worst(found, best, columns))
     if of_lora:
         lines.append(
             f"- {LORA_MULTI}, beside {MULTI}: {_interval(of_lora['of']['average'])}; goal: no more than "
             f"{-LORA_LOSS:g} below: {verdict(of_lora['of']['average'][0], LORA_LOSS)}"
         )
     return "\n".join(lines)
+
+
+def _worst(found: Mapping[str, Any], contender: str, columns: list[tuple[str, str]]) -> str:
+    """The metric in which a contender is furthest below the single-task models, in their deviations over seeds."""
+    below = {}
+    for task, metric in columns:
+        alone, together = ([of[task][metric] for of in found[who].values()] for who in (SINGLES, contender))
+        below[f"{task} {metric}"] = (mean(together) - mean(alone)) / (stdev(alone) or math.inf)
+    name = min(below, key=lambda of: below[of])
+    return (
+        f"- its worst metric beside {SINGLES}, {name}: {below[name]:+.1f} of their standard deviations; goal: no more "
+        f"than 1 below: {verdict(below[name], -1)}"
+    )
 
 
 def _size(results: Results) -> str:

@@ -96,7 +96,7 @@ def read_contender(folder: Path) -> Contender:
 def differing_settings(contenders: Sequence[Contender]) -> list[tuple[str, list[str]]]:
     """The settings in which contenders differ, with their values in each; a task that some lack is one of them."""
     tasks = [{key.split(".")[1] for key in of.config if key.startswith("tasks.")} for of in contenders]
-    lacking = set.union(*tasks) - set.intersection(*tasks)
+    lacking = set().union(*tasks) - tasks[0].intersection(*tasks)
     keys = dict.fromkeys(key for contender in contenders for key in contender.config)
     lines: dict[str, list[str]] = {}
     for key in keys:
