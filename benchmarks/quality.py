@@ -68,7 +68,8 @@ def measure(setting: Setting) -> None:
     results.put("quality_epochs", setting.num_train_epochs)
     results.once("validation_rows", lambda: setting.isolated(validation_rows, setting.options()))
     held_out = _hold_out(setting)
-    contenders: dict[str, dict[str, Any]] = {SINGLES: {}, MULTI: {}, **LORA}
+    contenders: dict[str, dict[str, Any]] = {SINGLES: {}, MULTI: {}, LORA_MULTI: LORA[LORA_MULTI]}
+    contenders |= {} if setting.smoke else LORA
     levers = {"UniMax": LEVERS["UniMax"]} if setting.smoke else LEVERS
     contenders |= {f"{MULTI}, {lever}": options for lever, options in levers.items()}
     contenders[DISTILLED] = {}
