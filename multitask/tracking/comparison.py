@@ -101,7 +101,7 @@ def differing_settings(contenders: Sequence[Contender]) -> list[tuple[str, list[
     lines: dict[str, list[str]] = {}
     for key in keys:
         if key.startswith("tasks.") and (task := key.split(".")[1]) in lacking:
-            lines[f"tasks.{task}"] = ["trained" if task in of else "not there" for of in tasks]
+            lines[f"tasks.{task}"] = ["present" if task in of else "absent" for of in tasks]
             continue
         values = [as_yaml(contender.config.get(key)) for contender in contenders]
         if len(set(values)) > 1 and key not in UNINTERESTING:

@@ -168,6 +168,54 @@ def test_the_recipe_is_what_helped_on_held_out_rows(tmp_path):
         assert quality.recipe(results) == name
 
 
+def test_the_page_about_quality_says_what_is_shown_and_what_is_not(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    results.put("quality_epochs", 1)
+    results.put("validation_rows", {"rte": 277, "stsb": 1500})
+    scores = {  # of two seeds, each (RTE, STS-B)
+        quality.SINGLES: [(0.60, 0.86), (0.50, 0.84)],
+        quality.MULTI: [(0.60, 0.83), (0.56, 0.84)],
+        quality.LORA_MULTI: [(0.50, 0.84), (0.54, 0.84)],
+    }
+    for name, of_seeds in scores.items():
+        for seed, (rte, stsb) in enumerate(of_seeds):
+            of_tasks = {"rte": {"accuracy": rte}, "stsb": {"pearson": stsb}}
+            for task in ("rte", "stsb") if name == quality.SINGLES else ("",):
+                of_run = {task: of_tasks[task]} if task else of_tasks
+                results.put(f"quality/{seed}/{name}/{task}", of_run)
+    held_out = {f"{quality.SINGLES}/rte": 0.5, f"{quality.SINGLES}/stsb": 0.7, f"{quality.MULTI}/": 0.56}
+    held_out |= {f"{quality.LORA_MULTI}/": 0.57}
+    gains = dict.fromkeys(quality.LEVERS, -0.005) | {"temperature 2": -0.02}
+    for name, value in (
+        held_out | {f"{quality.MULTI}, {lever}/": 0.56 + gain for lever, gain in gains.items()}
+    ).items():
+        results.put(f"quality_rate/{name}", 1e-4)
+        results.put(f"quality_held_out/{name}", value)
+    results.put("quality_combination", [])
+    interval = {"average": [0.8, -0.6, 2.0], "rte accuracy": [3.0, -4.0, 9.0], "stsb pearson": [-1.5, -2.0, -0.9]}
+    results.put(f"quality_difference/{quality.MULTI}/{quality.SINGLES}", {"seeds": 2, "of": interval})
+    results.put(f"quality_difference/{quality.LORA_MULTI}/{quality.MULTI}", {"seeds": 2, "of": interval})
+    page = quality.section(results)
+    assert f"| {quality.SINGLES} | 55.0 ± 7.1 | 85.0 ± 1.4 | **70.0 ± 4.2** | 2 |" in page
+    assert "standard error of accuracy of 3.0 points for rte (277 validation rows)" in page
+    assert "is the combination: none, so" in page and "was not trained further: temperature 2." in page
+    assert "Not trained at full length yet: one multi-task model, UniMax; one multi-task model, lower rates" in page
+    assert f"| {quality.MULTI} | +3.0 [-4.0, +9.0] | -1.5 [-2.0, -0.9] | +0.8 [-0.6, +2.0] | 2 |" in page
+    assert "lower end of the interval -0.6; goal: above -0.5: **missed**" in page
+    assert "stsb pearson: -1.5; goal: no more than their deviation over seeds, 1.4, below: **missed**" in page
+    assert "beside one multi-task model: +0.8 [-0.6, +2.0]; goal: no more than 1 below: met" in page
+
+
+@pytest.mark.slow
+def test_a_budget_that_is_used_up_ends_in_a_page(tmp_path):
+    where = ["--output_dir", str(tmp_path / "bench"), "--page", str(tmp_path / "page.md")]
+    done = bench("--smoke", "--only", "quality", "--budget", "0", *where)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "left out" in line]
+    assert len(lines) == 7 and "distilled from them: left out, there is no teacher" in lines[-1]
+    assert "quality/" not in (tmp_path / "bench" / "results.jsonl").read_text() and (tmp_path / "page.md").exists()
+
+
 def test_rows_that_choose_a_rate_are_not_trained_on(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = Path("configs/quickstart.yaml")

@@ -196,7 +196,7 @@ def test_a_task_that_a_run_lacks_is_one_line():
     contenders = [Contender(name, config, [], []) for name, config in (("alone", alone), ("together", together))]
     assert differing_settings(contenders) == [
         ("training.seed", ["0", "1"]),
-        ("tasks.stsb", ["not there", "trained"]),
+        ("tasks.stsb", ["absent", "present"]),
     ]
 
 
