@@ -296,9 +296,10 @@ def by_variant(results: Results) -> dict[str, dict[int, dict[str, dict[str, floa
 
 
 def _compare(setting: Setting) -> None:
-    """Compares every contender with the single-task models, and LoRA with full fine-tuning, row by row."""
+    """Compares every contender with the single-task models and with one multi-task model, row by row."""
     found = by_variant(setting.results)
-    pairs = [(SINGLES, variant) for variant in found if variant != SINGLES] + [(MULTI, LORA_MULTI)]
+    pairs = [(SINGLES, variant) for variant in found if variant != SINGLES]
+    pairs += [(MULTI, variant) for variant in found if variant not in (SINGLES, MULTI)]
     for pair in pairs:
         if not (seeds := sorted(set.intersection(*({*found.get(side, {})} for side in pair)))):
             continue
@@ -338,7 +339,8 @@ def section(results: Results) -> str:
         table(["", *(f"{task} {metric}" for task, metric in columns), "average", "seeds"], rows),
         _noise(found, columns, results.get("validation_rows") or {}),
         _chosen(results, found),
-        _significance(results, columns),
+        _significance(results, columns, SINGLES),
+        _significance(results, columns, MULTI),
         _goals(results, found, columns),
         _size(results),
         _hours(results),
@@ -381,17 +383,17 @@ def _chosen(results: Results, found: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, [text, table(["", "rate", "average held out"], rows), end]))
 
 
-def _significance(results: Results, columns: list[tuple[str, str]]) -> str:
-    """Differences to the single-task models, with intervals."""
+def _significance(results: Results, columns: list[tuple[str, str]], reference: str) -> str:
+    """Differences of the other contenders to one of them, with intervals."""
     rows = []
     for name, of in results.under("quality_difference").items():
-        variant, reference = name.split("/")
-        if reference == SINGLES:
+        variant, compared_with = name.split("/")
+        if compared_with == reference:
             cells = [_interval(of["of"].get(f"{task} {metric}")) for task, metric in columns]
             rows.append([variant, *cells, _interval(of["of"].get("average")), of["seeds"]])
     head = ["", *(f"{task} {metric}" for task, metric in columns), "average", "seeds"]
     text = (
-        f"Differences to {SINGLES}, with 95 % intervals of the paired bootstrap over validation rows and seeds; "
+        f"Differences to {reference}, with 95 % intervals of the paired bootstrap over validation rows and seeds; "
         "where an interval holds 0, nothing is shown:"
     )
     return f"{text}\n\n{table(head, rows)}" if rows else ""

@@ -200,7 +200,10 @@ def test_the_page_about_quality_says_what_is_shown_and_what_is_not(tmp_path):
     assert "standard error of accuracy of 3.0 points for rte (277 validation rows)" in page
     assert "is the combination: none, so" in page and "was not trained further: temperature 2." in page
     assert "Not trained at full length yet: one multi-task model, UniMax; one multi-task model, lower rates" in page
-    assert f"| {quality.MULTI} | +3.0 [-4.0, +9.0] | -1.5 [-2.0, -0.9] | +0.8 [-0.6, +2.0] | 2 |" in page
+    cells = "+3.0 [-4.0, +9.0] | -1.5 [-2.0, -0.9] | +0.8 [-0.6, +2.0] | 2 |"
+    to_singles, to_multi = page.split("Differences to one multi-task model, with 95 %")
+    assert f"| {quality.MULTI} | {cells}" in to_singles and f"| {quality.LORA_MULTI} | {cells}" not in to_singles
+    assert f"| {quality.LORA_MULTI} | {cells}" in to_multi and f"| {quality.MULTI} | {cells}" not in to_multi
     assert "lower end of the interval -0.6; goal: above -0.5: **missed**" in page
     assert "stsb pearson: -1.5; goal: no more than their deviation over seeds, 1.4, below: **missed**" in page
     assert "beside one multi-task model: +0.8 [-0.6, +2.0]; goal: no more than 1 below: met" in page
