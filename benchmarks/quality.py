@@ -84,7 +84,7 @@ def measure(setting: Setting) -> None:
         if len(chosen) > 1:
             contenders[BEST] = {key: value for lever in chosen for key, value in LEVERS[lever].items()}
             _choose_rates(setting, held_out, BEST, contenders[BEST])
-    first = dict.fromkeys((SINGLES, MULTI, LORA_MULTI, recipe(results)))
+    first = dict.fromkeys((SINGLES, MULTI, LORA_MULTI, recipe(results), DISTILLED))
     for group in (first, [name for name in contenders if name not in first]):
         for seed in setting.seeds:
             for name in group:
@@ -328,15 +328,15 @@ def section(results: Results) -> str:
     for variant, seeds in found.items():
         cells = [mean_and_deviation([100 * of[task][metric] for of in seeds.values()]) for task, metric in columns]
         averages = [100 * average(of) for of in seeds.values()]
-        rows.append([variant, *cells, f"**{mean_and_deviation(averages)}**", len(seeds)])
+        rows.append([variant, *cells, f"**{mean_and_deviation(averages)}**", _cost(results, variant), len(seeds)])
     epochs = results.get("quality_epochs")
     text = [
         "## Quality",
         f"{epochs:g} pass{'es' * (epochs != 1)} over the data for every model: the single-task models together see "
         "what the multi-task model sees and make as many updates together as it makes alone. Mean ± standard "
-        "deviation over seeds, in points of 100. What is distilled has the training of its teachers, the single-task "
-        "models of the same seed, on top of its own.",
-        table(["", *(f"{task} {metric}" for task, metric in columns), "average", "seeds"], rows),
+        f"deviation over seeds, in points of 100. Time is that of training, times that of {MULTI}; what is distilled "
+        "has that of its teachers, the single-task models of the same seed, on top of its own.",
+        table(["", *(f"{task} {metric}" for task, metric in columns), "average", "time", "seeds"], rows),
         _noise(found, columns, results.get("validation_rows") or {}),
         _chosen(results, found),
         _significance(results, columns, SINGLES),
@@ -346,6 +346,29 @@ def section(results: Results) -> str:
         _hours(results),
     ]
     return "\n\n".join(filter(None, text))
+
+
+def _cost(results: Results, variant: str) -> str:
+    """How long a contender trains beside one multi-task model, its teachers included."""
+    seconds = {
+        name: mean(of_seeds.values())
+        for name in (variant, MULTI, SINGLES)
+        if (of_seeds := _seconds_by_seed(results, name))
+    }
+    if not {variant, MULTI} <= seconds.keys():
+        return "–"
+    taught = seconds.get(SINGLES, 0.0) if variant == DISTILLED else 0.0
+    return f"{(seconds[variant] + taught) / seconds[MULTI]:.1f}"
+
+
+def _seconds_by_seed(results: Results, variant: str) -> dict[str, float]:
+    """How long a contender's models trained together, by seed."""
+    found: dict[str, float] = {}
+    for name, seconds in results.under("quality_seconds/quality").items():
+        seed, of, _ = name.split("/")
+        if of == variant:
+            found[seed] = found.get(seed, 0.0) + seconds
+    return found
 
 
 def _noise(found: Mapping[str, Any], columns: list[tuple[str, str]], num_rows: Mapping[str, int]) -> str:
@@ -407,18 +430,18 @@ def _interval(difference: list[float] | None) -> str:
 
 
 def _goals(results: Results, found: Mapping[str, Any], columns: list[tuple[str, str]]) -> str:
-    best = recipe(results)
-    of_best = results.get(f"quality_difference/{best}/{SINGLES}")
-    of_lora = results.get(f"quality_difference/{LORA_MULTI}/{MULTI}")
+    """The goals, of the contender that held-out rows recommend and of the one that costs its teachers as well."""
     lines = []
-    if of_best:
-        lines.append(
-            f"- {best}, average beside {SINGLES}, lower end of the interval {of_best['of']['average'][1]:+.1f}; "
-            f"goal: above {LOWEST:g}: {verdict(of_best['of']['average'][1], LOWEST)}"
-        )
-        if min(len(found[SINGLES]), len(found[best])) > 1:
-            lines.append(_worst(found, best, columns))
-    if of_lora:
+    for name in dict.fromkeys((recipe(results), DISTILLED)):
+        if of_name := results.get(f"quality_difference/{name}/{SINGLES}"):
+            low = of_name["of"]["average"][1]
+            lines.append(
+                f"- {name}, average beside {SINGLES}, lower end of the interval {low:+.1f}; "
+                f"goal: above {LOWEST:g}: {verdict(low, LOWEST)}"
+            )
+            if min(len(found[SINGLES]), len(found[name])) > 1:
+                lines.append(_worst(found, name, columns))
+    if of_lora := results.get(f"quality_difference/{LORA_MULTI}/{MULTI}"):
         lines.append(
             f"- {LORA_MULTI}, beside {MULTI}: {_interval(of_lora['of']['average'])}; goal: no more than "
             f"{-LORA_LOSS:g} below: {verdict(of_lora['of']['average'][0], LORA_LOSS)}"
