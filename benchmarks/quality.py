@@ -328,7 +328,9 @@ def section(results: Results) -> str:
     for variant, seeds in found.items():
         cells = [mean_and_deviation([100 * of[task][metric] for of in seeds.values()]) for task, metric in columns]
         averages = [100 * average(of) for of in seeds.values()]
-        rows.append([variant, *cells, f"**{mean_and_deviation(averages)}**", _cost(results, variant), len(seeds)])
+        rows.append(
+            [variant, *cells, f"**{mean_and_deviation(averages)}**", _cost(results, found, variant), len(seeds)]
+        )
     epochs = results.get("quality_epochs")
     text = [
         "## Quality",
@@ -348,27 +350,19 @@ def section(results: Results) -> str:
     return "\n\n".join(filter(None, text))
 
 
-def _cost(results: Results, variant: str) -> str:
+def _cost(results: Results, found: Mapping[str, Any], variant: str) -> str:
     """How long a contender trains beside one multi-task model, its teachers included."""
-    seconds = {
-        name: mean(of_seeds.values())
-        for name in (variant, MULTI, SINGLES)
-        if (of_seeds := _seconds_by_seed(results, name))
-    }
-    if not {variant, MULTI} <= seconds.keys():
-        return "–"
-    taught = seconds.get(SINGLES, 0.0) if variant == DISTILLED else 0.0
-    return f"{(seconds[variant] + taught) / seconds[MULTI]:.1f}"
+    taught = [SINGLES] if variant == DISTILLED else []
+    seconds = sum(_seconds(results, name, found[variant]) for name in (variant, *taught))
+    of_one = _seconds(results, MULTI, found.get(MULTI, ()))
+    return f"{seconds / of_one:.1f}" if of_one else "–"
 
 
-def _seconds_by_seed(results: Results, variant: str) -> dict[str, float]:
-    """How long a contender's models trained together, by seed."""
-    found: dict[str, float] = {}
-    for name, seconds in results.under("quality_seconds/quality").items():
-        seed, of, _ = name.split("/")
-        if of == variant:
-            found[seed] = found.get(seed, 0.0) + seconds
-    return found
+def _seconds(results: Results, variant: str, seeds: Collection[int]) -> float:
+    """How long a contender's models trained together, the mean of some seeds; 0 if there are none."""
+    of_runs = results.under("quality_seconds/quality").items()
+    of_seeds = [sum(of for name, of in of_runs if name.startswith(f"{seed}/{variant}/")) for seed in seeds]
+    return mean(of_seeds or [0.0])
 
 
 def _noise(found: Mapping[str, Any], columns: list[tuple[str, str]], num_rows: Mapping[str, int]) -> str:

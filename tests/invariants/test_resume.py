@@ -97,6 +97,11 @@ def test_an_average_of_the_weights_goes_on_too(run, mixture_config, tmp_path, st
     own = name.removeprefix("tasks.similar.")
     assert torch.equal(exported[own], found[name]) and not torch.equal(found[name], last[-1][name])
 
+    del mixture_config["training"]["weight_averaging"]  # training itself is the same without
+    assert run("plain") == 0
+    without = load_file(checkpoints_in(tmp_path / "plain")[0] / "model.safetensors")
+    assert without.keys() == last[-1].keys() and all(torch.equal(without[of], last[-1][of]) for of in without)
+
 
 def test_the_average_is_what_is_evaluated(run, mixture_config, tmp_path, monkeypatch, capsys):
     """As `--mode evaluate` finds with the exported weights; the last ones, put in their place, give other losses."""
